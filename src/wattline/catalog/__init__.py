@@ -1,0 +1,1 @@
+"""GPU products, language models and fitted parameters shipped as data, with their sources."""

@@ -1,0 +1,1 @@
+"""Policies to compare: one module each, all behind `Policy`."""
