@@ -48,6 +48,14 @@ class ModelSpec:
     `active_params` equals `params` for a dense model. `kv_bytes_per_token_factor` covers
     architectures whose cache is not layers x 2 x kv_heads x head_dim (MLA, sliding windows): it is
     the number of cached elements per token over that product.
+
+    experts_per_token of the `experts` of a layer work on a token; `expert_params` are those of all
+    routed experts of all layers. `embedding_params` are looked up, never multiplied; `head_params`
+    map to the vocabulary, for sampled tokens only. `dense_precision` is that of everything but
+    routed experts, where it differs from `precision`. `windowed_layers` attend to the newest
+    `window_tokens` only, `recurrent_layers` not at all: they keep `state_elements` per sequence.
+    `decode_attention_factor` is the arithmetic of decode attention over 4 x heads x head_dim per
+    token and layer (MLA computes in its latent space).
     """
 
     name: str
@@ -62,6 +70,16 @@ class ModelSpec:
     precision: str
     architecture: str
     kv_bytes_per_token_factor: float = 1.0
+    experts_per_token: int = 0
+    expert_params: float = 0.0
+    embedding_params: float = 0.0
+    head_params: float = 0.0
+    dense_precision: str | None = None
+    windowed_layers: int = 0
+    window_tokens: int = 0
+    recurrent_layers: int = 0
+    state_elements: float = 0.0
+    decode_attention_factor: float = 1.0
 
     @property
     def is_moe(self) -> bool:

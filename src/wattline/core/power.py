@@ -1,0 +1,198 @@
+"""How a GPU answers a power cap: the clock it settles at, and what that does to time and watts.
+
+One response is shared by every engine model. A pass is given as seconds of arithmetic and of memory
+traffic at full clock, plus seconds that depend on neither (launch gaps, links). At clock `f`, a
+fraction of the maximum:
+
+    busy(f)   = compute_s / f                                  arithmetic
+    stream(f) = memory_s * max(1, memory_knee / f)             memory: flat down to the knee
+    time(f)   = max(busy, stream) + (1 - overlap) * min(busy, stream) + other_s
+    volt(f)   = f ** gamma above the voltage floor, linear in f below it
+    watts(f)  = static_w + memory_w * memory_s / time(f)
+                + compute_w * volt(f) * (stall + (1 - stall) * busy / time(f))
+
+`watts` never falls with `f`, so under a cap the clock is the highest at which watts <= cap. When
+even the lowest clock draws more, the GPU runs only a share of the time (duty cycling) between that
+draw and idle: arithmetic and memory then both fall off a cliff. The cap below which a memory-bound
+pass falls is its memory floor.
+
+Sources: CMOS dynamic power C*V^2*f with a lowest voltage below which only f falls; the shape of
+published cap sweeps (docs/reference/cap-response.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+CLOCK_LEVELS = 1000
+"""Clocks are whole thousandths of the maximum (about 2 MHz): exact, and the same on every CPU."""
+
+_LOWEST_DUTY = 0.01
+"""A GPU capped below its idle draw still creeps on in the model, so that no time is infinite."""
+
+
+class Settled(NamedTuple):
+    """Clock as a fraction of maximum, seconds of the pass, mean watts of the GPU during it."""
+
+    clock: float
+    duration_s: float
+    power_w: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapResponse:
+    """Parameters of one GPU product's answer to caps (formulas in the module's docstring).
+
+    static_w: drawn while a pass runs whatever it does. compute_w: added by fully busy arithmetic
+    units at full clock. memory_w: added by saturated memory. stall: share of compute_w that units
+    draw while they wait. gamma: exponent of power over clock. voltage_floor: clock below which
+    power is linear in clock. clock_min: lowest clock. memory_knee: clock below which memory
+    bandwidth falls with the clock. overlap: share of the shorter of arithmetic and memory time
+    hidden behind the longer. idle_w: drawn with a model loaded and nothing to do.
+    """
+
+    static_w: float
+    compute_w: float
+    memory_w: float
+    idle_w: float
+    stall: float = 0.3
+    gamma: float = 2.4
+    voltage_floor: float = 0.6
+    clock_min: float = 0.15
+    memory_knee: float = 0.5
+    overlap: float = 0.85
+
+    def __post_init__(self) -> None:
+        """Reject parameters under which watts could fall with the clock."""
+        positive = min(self.static_w, self.compute_w, self.memory_w, self.idle_w)
+        fractions = (self.stall, self.voltage_floor, self.clock_min, self.memory_knee, self.overlap)
+        if not (positive >= 0.0 and self.gamma >= 1.0):
+            raise ValueError(f"watts must not be negative and gamma not below 1: {self}")
+        if not all(0.0 <= share <= 1.0 for share in fractions) or self.clock_min <= 0.0:
+            raise ValueError(f"clocks and shares lie between 0 and 1: {self}")
+
+    def perturbed(
+        self, *, exponent: float = 1.0, static: float = 1.0, floor: float = 1.0
+    ) -> CapResponse:
+        """Scale the uncertain parameters; 1.0 leaves each as it is.
+
+        `exponent` scales gamma, `static` the static watts at the same full-load total (the rest
+        moves to arithmetic, as a fit at one cap cannot tell them apart), `floor` the memory knee
+        and the voltage floor.
+        """
+        static_w = min(self.static_w * static, self.static_w + self.compute_w)
+        return replace(
+            self,
+            gamma=max(1.0, self.gamma * exponent),
+            static_w=static_w,
+            compute_w=self.compute_w + self.static_w - static_w,
+            memory_knee=min(1.0, self.memory_knee * floor),
+            voltage_floor=min(1.0, self.voltage_floor * floor),
+        )
+
+    def watts(self, compute_s: float, memory_s: float, other_s: float, clock: float) -> float:
+        """Mean watts of a pass at a fixed clock (a fraction, rounded down to a clock level)."""
+        level = max(1, int(clock * CLOCK_LEVELS + 1e-9))
+        return self._at(_volts(self), compute_s, memory_s, other_s, level)[1]
+
+    def settle(
+        self,
+        compute_s: float,
+        memory_s: float,
+        other_s: float,
+        cap_w: float,
+        clock_ceiling: float = 1.0,
+    ) -> Settled:
+        """Settle a pass under a cap in watts and a ceiling on the clock.
+
+        Seconds are those at full clock and must not be negative; a pass of no work takes no time
+        and draws `idle_w`. Duration is in whole nanoseconds, power in milliwatts.
+        """
+        volts = _volts(self)
+        top = int(clock_ceiling * CLOCK_LEVELS + 1e-9)
+        lowest = _lowest_level(self)
+        if top > CLOCK_LEVELS:
+            top = CLOCK_LEVELS
+        elif top < lowest:
+            top = lowest
+        duration_s, power_w = self._at(volts, compute_s, memory_s, other_s, top)
+        if duration_s <= 0.0:
+            return Settled(top / CLOCK_LEVELS, 0.0, min(self.idle_w, cap_w))
+        if power_w > cap_w:
+            return self._settle_below(volts, compute_s, memory_s, other_s, cap_w, top, power_w)
+        return Settled(top / CLOCK_LEVELS, round(duration_s, 9), round(power_w, 3))
+
+    def _at(
+        self,
+        volts: tuple[float, ...],
+        compute_s: float,
+        memory_s: float,
+        other_s: float,
+        level: int,
+    ) -> tuple[float, float]:
+        """Seconds and watts at a clock level."""
+        clock = level / CLOCK_LEVELS
+        busy = compute_s / clock
+        stream = memory_s if clock >= self.memory_knee else memory_s * self.memory_knee / clock
+        if busy > stream:
+            total = busy + (1.0 - self.overlap) * stream + other_s
+        else:
+            total = stream + (1.0 - self.overlap) * busy + other_s
+        if total <= 0.0:
+            return 0.0, self.idle_w
+        stall = self.stall
+        arithmetic = self.compute_w * volts[level] * (stall + (1.0 - stall) * busy / total)
+        return total, self.static_w + self.memory_w * memory_s / total + arithmetic
+
+    def _settle_below(
+        self,
+        volts: tuple[float, ...],
+        compute_s: float,
+        memory_s: float,
+        other_s: float,
+        cap_w: float,
+        top: int,
+        top_w: float,
+    ) -> Settled:
+        """Find the highest level below `top` that obeys the cap; duty cycle if there is none."""
+        low = _lowest_level(self)
+        low_s, low_w = self._at(volts, compute_s, memory_s, other_s, low)
+        if low_w > cap_w:
+            room_w = low_w - self.idle_w
+            duty = (cap_w - self.idle_w) / room_w if room_w > 0.0 else _LOWEST_DUTY
+            duty = max(_LOWEST_DUTY, duty)
+            return Settled(low / CLOCK_LEVELS * duty, round(low_s / duty, 9), cap_w)
+        high, high_w = top, top_w
+        while high - low > 1:
+            # Watts grow smoothly with the clock: aim where the chord meets the cap, but always
+            # shrink by an eighth from either end so that a curved stretch cannot stall the search.
+            span = high - low
+            middle = low + int(span * (cap_w - low_w) / (high_w - low_w))
+            margin = max(1, span >> 3)
+            middle = min(max(middle, low + margin), high - margin)
+            middle_s, middle_w = self._at(volts, compute_s, memory_s, other_s, middle)
+            if middle_w > cap_w:
+                high, high_w = middle, middle_w
+            else:
+                low, low_s, low_w = middle, middle_s, middle_w
+        return Settled(low / CLOCK_LEVELS, round(low_s, 9), min(cap_w, round(low_w, 3)))
+
+
+@cache
+def _shape(gamma: float, voltage_floor: float) -> tuple[float, ...]:
+    """`volt(f)` at every clock level, rounded so that it is the same on every CPU."""
+    slope = voltage_floor ** (gamma - 1.0)
+    clocks = (level / CLOCK_LEVELS for level in range(CLOCK_LEVELS + 1))
+    return tuple(
+        round(clock**gamma if clock >= voltage_floor else slope * clock, 12) for clock in clocks
+    )
+
+
+def _volts(response: CapResponse) -> tuple[float, ...]:
+    return _shape(response.gamma, response.voltage_floor)
+
+
+def _lowest_level(response: CapResponse) -> int:
+    return max(1, int(response.clock_min * CLOCK_LEVELS + 0.5))
