@@ -7,11 +7,11 @@ all GPUs. With n tokens in the pass (m = n / dp per copy), B of them decoding ov
 context, and the prompt tokens attending to S tokens in total:
 
     arithmetic  2 * dense_params / tp * (m + half) / (peak * gemm_mfu)
-              + 2 * expert_params / gpus * (n * k / E + touched * half) / (peak * moe_mfu)
-              + 4 * heads * head_dim * layers * (S + K * factor) / gpus / (peak_bf16 * attention_mfu)
-    memory      (weight bytes + touched * expert bytes + activations) / (bandwidth * weight_bandwidth)
-              + (K * cache bytes per token + recurrent state) / (bandwidth * cache_bandwidth)
-    other       pass + layer overheads, and all-reduce / all-to-all over the links
+                + 2 * expert_params / gpus * (n * k / E + touched * half) / (peak * moe_mfu)
+                + 4 * heads * head_dim * layers * (S + factor * K) / gpus / (peak * attention_mfu)
+    memory      (weights + touched * experts + activations) / (bandwidth * weight_bandwidth)
+                + (K * cache per token + recurrent state) / (bandwidth * cache_bandwidth)
+    other       pass, layer and sequence overheads; all-reduce and all-to-all over the links
 
 `half` is the count of tokens at which a GEMM reaches half its best efficiency, which makes
 efficiency gemm_mfu * m / (m + half). touched = 1 - (1 - k/E)**n is the expected share of experts
@@ -304,7 +304,7 @@ class RooflineEngine:
         )
 
     def _full_factor(self, attending: int) -> float:
-        """Cached elements per attending layer and token over 2 x kv_heads x head_dim."""
+        """Return cached elements per attending layer and token over 2 x kv_heads x head_dim."""
         if attending == 0:
             return 0.0
         return self.model.kv_bytes_per_token_factor * self.model.layers / attending
@@ -343,7 +343,7 @@ def roofline_engine(
     max_batched_tokens: int = 8192,
     coverage: str = "defaults: no measurement",
 ) -> RooflineEngine:
-    """The engine of one replica; InputError if a needed number of the product is unknown.
+    """Build the engine of one replica; InputError if a number that it needs is unknown.
 
     `precision` is that of the weights (the model's own when None), `kv_precision` of the cache.
     """
@@ -351,7 +351,7 @@ def roofline_engine(
     for name in (precision, kv_precision):
         if name not in PRECISION_BYTES:
             raise InputError("precision", name, f"use one of {', '.join(PRECISION_BYTES)}")
-    dense = model.precision == precision and model.dense_precision or precision
+    own = model.dense_precision if precision == model.precision else None
     link = gpu.interconnect_bytes_per_s
     if link is None:
         if tp * dp > 1:
@@ -369,7 +369,7 @@ def roofline_engine(
         expert_parallel=expert_parallel,
         precision=precision,
         kv_bytes=PRECISION_BYTES[kv_precision],
-        peak_flops=_peak(gpu, dense),
+        peak_flops=_peak(gpu, own or precision),
         expert_flops=_peak(gpu, precision),
         attention_flops=_peak(gpu, "bf16"),
         hbm_bytes=gpu.hbm_bytes,
