@@ -1,0 +1,182 @@
+"""Policies that keep every replica on and only choose caps: uncapped, uniform, static."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+
+from wattline.core.decision import Decision, PoolPlan, ReasonCode
+from wattline.core.errors import InputError
+from wattline.core.fleet import Fleet, Setting
+from wattline.core.settings import Settings
+from wattline.core.snapshot import Budget, Snapshot
+from wattline.sim.policies.common import (
+    all_replicas,
+    booked_steps,
+    decided,
+    direct_steps,
+    fit_caps,
+    gpu_targets,
+    limits_w,
+    most_replicas,
+    replica_steps,
+    water_level,
+    whole_watts,
+)
+from wattline.sim.policies.context import PolicyContext
+
+INTERVAL_S = 1.0
+
+
+class Uncapped:
+    """Every GPU at its largest limit, every replica on; the budget is ignored, for reference."""
+
+    name = "uncapped"
+    interval_s = INTERVAL_S
+    uses_ledger = False
+
+    def __init__(self, settings: Settings, context: PolicyContext) -> None:
+        self._fleet = settings.fleet
+
+    def initial_plan(self, budget: Budget) -> tuple[PoolPlan, ...]:
+        """All replicas at the largest limit."""
+        return all_replicas(self._fleet, [Setting(high) for _, high in limits_w(self._fleet)])
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Keep everything on."""
+        plan = self.initial_plan(snapshot.budget)
+        settings = [want.setting for want in plan]
+        sentences = [
+            (
+                ReasonCode.STEADY,
+                f"{pool.name}: {want.replicas} replicas at the largest limit of "
+                f"{want.setting.cap_w:.0f} W; the budget is not looked at",
+            )
+            for pool, want in zip(self._fleet.pools, plan, strict=True)
+        ]
+        return decided(
+            snapshot,
+            plan,
+            sentences,
+            caps=direct_steps(snapshot, gpu_targets(snapshot, settings, settings)),
+            replicas=replica_steps(snapshot, self._fleet, plan),
+        )
+
+
+class _Capped:
+    """Every replica on at caps that follow from the budget alone; unused GPUs are parked low."""
+
+    name = ""
+    interval_s = INTERVAL_S
+    uses_ledger = True
+
+    def __init__(self, settings: Settings, context: PolicyContext) -> None:
+        self._fleet = settings.fleet
+        self._limits = limits_w(settings.fleet)
+        self._serving = [
+            most_replicas(pool) * pool.gpus_per_replica for pool in settings.fleet.pools
+        ]
+        self._parked_w = fsum(
+            (pool.gpus - serving) * low
+            for pool, serving, (low, _) in zip(
+                settings.fleet.pools, self._serving, self._limits, strict=True
+            )
+        )
+
+    def caps_w(self, usable_w: float) -> tuple[float, ...]:
+        """Cap per pool when `usable_w` watts may be spent on serving GPUs."""
+        raise NotImplementedError
+
+    def initial_plan(self, budget: Budget) -> tuple[PoolPlan, ...]:
+        """All replicas at the caps of this budget."""
+        caps = self.caps_w(budget.usable_w - self._parked_w)
+        return all_replicas(self._fleet, [Setting(cap) for cap in caps])
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Follow the budget: lower at once, raise when watts have become free."""
+        plan = self.initial_plan(snapshot.budget)
+        parked = [Setting(low) for low, _ in self._limits]
+        targets = gpu_targets(snapshot, [want.setting for want in plan], parked)
+        spent_w = self._parked_w + fsum(
+            n * want.setting.cap_w for n, want in zip(self._serving, plan, strict=True)
+        )
+        fits = spent_w <= snapshot.budget.usable_w
+        reasons = [
+            (
+                ReasonCode.STEADY,
+                f"{pool.name}: {want.replicas} replicas at {want.setting.cap_w:.0f} W per GPU, "
+                + (
+                    f"{spent_w:.0f} W of {snapshot.budget.usable_w:.0f} W planned for the fleet"
+                    if fits
+                    else f"the smallest limits need {spent_w:.0f} W and do not fit into "
+                    f"{snapshot.budget.usable_w:.0f} W"
+                ),
+            )
+            for pool, want in zip(self._fleet.pools, plan, strict=True)
+        ]
+        return decided(
+            snapshot,
+            plan,
+            reasons,
+            caps=booked_steps(snapshot, targets, self.interval_s),
+            replicas=replica_steps(snapshot, self._fleet, plan),
+        )
+
+
+class UniformCap(_Capped):
+    """One cap for every GPU, clamped to each product's range, that spends budget less guard."""
+
+    name = "uniform-cap"
+
+    def caps_w(self, usable_w: float) -> tuple[float, ...]:
+        """Cap per pool at the water level of the budget."""
+        level = water_level(self._serving, self._limits, usable_w)
+        return tuple(whole_watts(min(max(level, lo), hi), lo) for lo, hi in self._limits)
+
+
+class StaticCaps(_Capped):
+    """Caps per role as fractions of the largest limit, scaled down together where they exceed."""
+
+    name = "static-caps"
+
+    def __init__(self, settings: Settings, context: PolicyContext) -> None:
+        super().__init__(settings, context)
+        missing = [p.role for p in self._fleet.pools if p.role not in context.role_caps]
+        if missing:
+            raise InputError(
+                "static_caps",
+                sorted(role.value for role in context.role_caps),
+                f"give a fraction of the largest limit for role {missing[0].value}",
+            )
+        self._wanted: Sequence[float] = [
+            context.role_caps[pool.role] * high
+            for pool, (_, high) in zip(self._fleet.pools, self._limits, strict=True)
+        ]
+
+    def caps_w(self, usable_w: float) -> tuple[float, ...]:
+        """Stated caps, or all of them times one factor."""
+        return fit_caps(self._wanted, self._serving, self._limits, usable_w)
+
+
+class BestStatic(_Capped):
+    """The caps that a sweep in hindsight found best; the sweep itself is in `sweep`."""
+
+    name = "best-static"
+
+    def __init__(self, settings: Settings, context: PolicyContext) -> None:
+        super().__init__(settings, context)
+        self._wanted = stated_caps(settings.fleet, context)
+
+    def caps_w(self, usable_w: float) -> tuple[float, ...]:
+        """Caps of the split, or all of them times one factor after a cut of the budget."""
+        return fit_caps(self._wanted, self._serving, self._limits, usable_w)
+
+
+def stated_caps(fleet: Fleet, context: PolicyContext) -> tuple[float, ...]:
+    """Caps per pool of the context; InputError where they are missing or not one per pool."""
+    caps = context.pool_caps_w
+    if caps is None or len(caps) != len(fleet.pools):
+        raise InputError(
+            "pool_caps_w", caps, f"give one cap in watts for each of the {len(fleet.pools)} pools"
+        )
+    return caps

@@ -1,0 +1,52 @@
+"""Policies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Protocol
+
+from wattline.core.decision import PoolPlan
+from wattline.core.errors import InputError
+from wattline.core.settings import Settings
+from wattline.core.snapshot import Budget
+from wattline.sim.policies.base import Policy
+from wattline.sim.policies.context import PolicyContext
+from wattline.sim.policies.fixed import BestStatic, StaticCaps, Uncapped, UniformCap
+
+
+class StartingPolicy(Policy, Protocol):
+    """A policy that also says where it starts."""
+
+    def initial_plan(self, budget: Budget) -> tuple[PoolPlan, ...]:
+        """Ready replicas and caps in force at the first tick."""
+        ...
+
+
+_POLICIES: dict[str, Callable[[Settings, PolicyContext], StartingPolicy]] = {
+    Uncapped.name: Uncapped,
+    UniformCap.name: UniformCap,
+    StaticCaps.name: StaticCaps,
+    BestStatic.name: BestStatic,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all policies, in the order of the documentation."""
+    return tuple(_POLICIES)
+
+
+def build(name: str, settings: Settings, context: PolicyContext) -> StartingPolicy:
+    """Make a fresh policy; InputError for an unknown name or a context that lacks its values."""
+    make = _POLICIES.get(name)
+    if make is None:
+        close = get_close_matches(name, _POLICIES, n=3, cutoff=0.4)
+        raise InputError("policy", name, f"use one of {', '.join(close or _POLICIES)}")
+    return make(settings, context)
+
+
+def initial_plan(
+    name: str, settings: Settings, context: PolicyContext, budget: Budget
+) -> tuple[PoolPlan, ...]:
+    """Where the policy starts, knowing the budget and nothing of the traffic."""
+    return build(name, settings, context).initial_plan(budget)
