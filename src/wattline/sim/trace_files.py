@@ -116,7 +116,8 @@ def read_trace(path: Path | str, seed: int = 0) -> Trace:
 
 
 def _finished(columns: _Columns, kind: str, seed: int) -> Trace:
-    time_s: Floats = np.round(np.array(columns.time_s, dtype=np.float64), 6)
+    time_s: Floats = np.array(columns.time_s, dtype=np.float64)
+    np.round(time_s, 6, out=time_s)
     notes = []
     if columns.dropped:
         notes.append(f"{columns.dropped} rows without input or output tokens were left out.")
