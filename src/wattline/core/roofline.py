@@ -9,9 +9,13 @@ context, and the prompt tokens attending to S tokens in total:
     arithmetic  2 * dense_params / tp * (m + half) / (peak * gemm_mfu)
                 + 2 * expert_params / gpus * (n * k / E + touched * half) / (peak * moe_mfu)
                 + 4 * heads * head_dim * layers * (S + factor * K) / gpus / (peak * attention_mfu)
-    memory      (weights + touched * experts + activations) / (bandwidth * weight_bandwidth)
+    memory      (weights + activations) / (bandwidth * weight_bandwidth)
+                + touched * experts / (bandwidth * expert_bandwidth)
                 + (K * cache per token + recurrent state) / (bandwidth * cache_bandwidth)
-    other       pass, layer and sequence overheads; all-reduce and all-to-all over the links
+    other       pass, layer and sequence overheads; all-reduce and all-to-all over the links;
+                waiting for the busiest GPU: expert_spread * sqrt(2 ln(gpus) / t) of the time to
+                read the touched experts, with t of them per GPU (the expected maximum of scattered
+                counts over their mean), at most what one GPU alone would need
 
 `half` is the count of tokens at which a GEMM reaches half its best efficiency, which makes
 efficiency gemm_mfu * m / (m + half). touched = 1 - (1 - k/E)**n is the expected share of experts
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import log, sqrt
 from typing import Literal, NamedTuple
 
 from wattline.core.engine import ForwardPass, PassCost
@@ -65,8 +70,11 @@ class EngineParams:
     layer_overhead_s: seconds that scheduling a pass and launching a layer take beside the kernels;
     sequence_overhead_s: the same per decoding sequence (sampling, bookkeeping). link_latency_s: of
     one collective; link_efficiency: share of the link's bytes/s. ep_imbalance: work of the busiest
-    GPU over the mean under expert parallelism. memory_utilisation: share of HBM that the engine
-    may use; reserved_bytes: of it, for activations and libraries.
+    GPU over the mean under expert parallelism. expert_bandwidth: as weight_bandwidth, for routed
+    experts; expert_layer_overhead_s: of a layer with experts, beside layer_overhead_s;
+    expert_spread: scatter of touched experts over GPUs (0: even). quantised_efficiency: what 8-bit
+    weights reach of the efficiencies above. memory_utilisation: share of HBM that the engine may
+    use; reserved_bytes: of it, for activations and libraries.
     """
 
     gemm_mfu: float = 0.72
@@ -83,6 +91,10 @@ class EngineParams:
     link_latency_s: float = 1e-5
     link_efficiency: float = 0.7
     ep_imbalance: float = 1.15
+    expert_bandwidth: float = 0.80
+    expert_layer_overhead_s: float = 0.0
+    expert_spread: float = 0.0
+    quantised_efficiency: float = 1.0
     memory_utilisation: float = 0.90
     reserved_bytes: float = 4e9
 
@@ -115,6 +127,7 @@ class _Terms:
     other_fixed: float
     other_token: float
     other_sequence: float
+    other_wait: float
     full_share: float
 
 
@@ -205,6 +218,7 @@ class RooflineEngine:
             pairs *= terms.full_share
             pairs += min(work.prefill_context, prompt * window) * (1.0 - terms.full_share)
         sampled = batch + 1 if prompt else batch
+        other_s = terms.other_fixed + terms.other_token * tokens + terms.other_sequence * batch
         compute_s = (
             terms.compute_fixed
             + terms.compute_token * tokens
@@ -225,7 +239,8 @@ class RooflineEngine:
                 terms.compute_expert_token * tokens + terms.compute_expert_touched * touched
             )
             memory_s += terms.memory_expert_touched * touched
-        other_s = terms.other_fixed + terms.other_token * tokens + terms.other_sequence * batch
+            alone = (self.gpus - 1) * terms.memory_expert_touched * touched
+            other_s += min(terms.other_wait * sqrt(touched), alone)
         return PassTime(compute_s, memory_s, other_s)
 
     def cost(self, work: ForwardPass, setting: Setting, derate: float = 1.0) -> PassCost:
@@ -261,14 +276,19 @@ class RooflineEngine:
         model, params = self.model, self.params
         dense, expert = self._weight_precisions()
         body, copies = self._body_params(), self.dp
-        gemm = 2.0 / (self.tp * self.peak_flops * params.gemm_mfu)
+        quantised = params.quantised_efficiency
+        dense_share = quantised if PRECISION_BYTES[dense] == 1.0 else 1.0
+        expert_share = quantised if PRECISION_BYTES[expert] == 1.0 else 1.0
+        gemm = 2.0 / (self.tp * self.peak_flops * params.gemm_mfu * dense_share)
         imbalance = params.ep_imbalance if self.expert_parallel else 1.0
         moe = 2.0 * imbalance * model.expert_params
-        moe /= self.gpus * self.expert_flops * params.moe_mfu
+        moe /= self.gpus * self.expert_flops * params.moe_mfu * expert_share
         attending = model.layers - model.recurrent_layers
         pair = 4.0 * model.heads * model.head_dim * attending
         pair /= self.gpus * self.attention_flops * params.attention_mfu
         weights = 1.0 / (self.hbm_bytes_per_s * params.weight_bandwidth)
+        experts = imbalance * model.expert_params * PRECISION_BYTES[expert] / self.gpus
+        experts /= self.hbm_bytes_per_s * params.expert_bandwidth * expert_share
         cache = 1.0 / (self.hbm_bytes_per_s * params.cache_bandwidth)
         elements = 2.0 * model.layers * model.kv_heads * model.head_dim
         per_layer = elements / model.layers * self.kv_bytes / self._cache_shards() / copies
@@ -278,6 +298,8 @@ class RooflineEngine:
         hidden_bytes = model.hidden * _ACTIVATION_BYTES
         link_fixed, link_token = self._link_terms()
         touched_share = model.experts_per_token / model.experts if model.experts else 0.0
+        layer_s = params.layer_overhead_s
+        layer_s += params.expert_layer_overhead_s if model.experts else 0.0
         return _Terms(
             compute_fixed=gemm * (body + model.head_params) * params.gemm_half_tokens,
             compute_token=gemm * body / copies,
@@ -288,20 +310,23 @@ class RooflineEngine:
             compute_decode_pair=pair * model.decode_attention_factor,
             memory_fixed=(body * PRECISION_BYTES[dense] / self.tp + head_bytes) * weights,
             memory_token=hidden_bytes * model.layers * params.activation_passes / copies * weights,
-            memory_expert_touched=(
-                imbalance * model.expert_params * PRECISION_BYTES[expert] / self.gpus * weights
-            ),
+            memory_expert_touched=experts,
             memory_cached_token=per_layer * full_layers * full_factor * cache,
             memory_windowed_token=(per_layer * attending * cache if model.windowed_layers else 0.0),
             # Read and written once per token, in fp32.
             memory_sequence=model.state_elements * 8.0 / self.gpus * cache,
-            other_fixed=(
-                params.pass_overhead_s + params.layer_overhead_s * model.layers + link_fixed
-            ),
+            other_fixed=params.pass_overhead_s + layer_s * model.layers + link_fixed,
             other_token=link_token,
             other_sequence=params.sequence_overhead_s / copies,
+            other_wait=experts * params.expert_spread * self._scatter(),
             full_share=full_layers / attending if attending else 1.0,
         )
+
+    def _scatter(self) -> float:
+        """Relative excess of the busiest of `gpus` GPUs when every expert is touched."""
+        if not self.expert_parallel or not self.model.experts or self.gpus == 1:
+            return 0.0
+        return round(sqrt(2.0 * log(self.gpus) * self.gpus / self.model.experts), 12)
 
     def _full_factor(self, attending: int) -> float:
         """Return cached elements per attending layer and token over 2 x kv_heads x head_dim."""
