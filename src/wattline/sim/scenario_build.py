@@ -1,0 +1,157 @@
+"""What the closed loop needs of a scenario: fleet, traffic, changes of the budget, plant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wattline.core.errors import InputError
+from wattline.core.fleet import Deployment, Fleet, GpuProduct, Pool, Role, Slo
+from wattline.sim.faults import BudgetCut, BudgetRestore
+from wattline.sim.scenario import PoolSpec, Scenario
+from wattline.sim.trace_files import read_trace
+from wattline.sim.traces import Trace
+from wattline.sim.traffic import build_streams
+
+
+def to_fleet(scenario: Scenario, product: Callable[[str], GpuProduct]) -> Fleet:
+    """Build the fleet; `product` looks GPU products up by name (`wattline.catalog.products.gpu`).
+
+    Pools stand in the scenario's order, products in order of first use.
+    """
+    products: dict[str, GpuProduct] = {}
+    pools = []
+    for deployment in scenario.deployments:
+        for pool in deployment.pools:
+            found = product(pool.gpu)
+            products.setdefault(found.name, found)
+            pools.append(_pool(pool, deployment.name, found.name))
+    return Fleet(
+        products=tuple(products.values()),
+        deployments=tuple(
+            Deployment(
+                name=deployment.name,
+                model=deployment.model,
+                slo=Slo(ttft_s=deployment.slo.ttft_s, itl_s=deployment.slo.itl_s),
+                priority=deployment.priority,
+            )
+            for deployment in scenario.deployments
+        ),
+        pools=tuple(pools),
+    )
+
+
+def _pool(spec: PoolSpec, deployment: str, gpu: str) -> Pool:
+    return Pool(
+        name=spec.name,
+        deployment=deployment,
+        role=Role(spec.role),
+        gpu=gpu,
+        gpus=spec.gpus,
+        gpus_per_replica=spec.gpus_per_replica,
+        min_replicas=spec.min_replicas,
+        max_replicas=spec.most_replicas,
+        startup_s=spec.startup_s,
+    )
+
+
+def initial_replicas(scenario: Scenario) -> tuple[int, ...]:
+    """Return how many replicas of each pool serve at the start."""
+    return tuple(pool.first_replicas for pool in scenario.pools)
+
+
+def build_traffic(
+    scenario: Scenario,
+    *,
+    seed: int | None = None,
+    trace: Path | None = None,
+    from_s: float = 0.0,
+    until_s: float | None = None,
+    scale_load: float = 1.0,
+    folder: Path = Path(),
+) -> Trace:
+    """Build the scenario's traffic, or read `trace` in its place; then cut it.
+
+    `scale_load` multiplies the load: generated traffic by its rate, with its swings left as they
+    are; a trace file by compressing time, after the cut. `folder` is where paths in the scenario
+    are relative to. A trace's requests go to the deployment whose index they name, else the first.
+    """
+    seed = scenario.seed if seed is None else seed
+    deployments = [deployment.name for deployment in scenario.deployments]
+    if trace is not None:
+        result = read_trace(trace, seed).cut(from_s, until_s).scaled(scale_load)
+    else:
+        result = build_streams(
+            scenario.traffic,
+            deployments,
+            seed=seed,
+            duration_s=scenario.duration_s,
+            scale_load=scale_load,
+            folder=folder,
+        ).cut(from_s, until_s)
+    highest = int(result.deployment.max())
+    if highest >= len(deployments):
+        raise InputError(
+            f"{result.source}: deployment",
+            highest,
+            f"the scenario has deployments 0 to {len(deployments) - 1}",
+        )
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetChange:
+    """The budget becomes `total_w`: seen at `announced_s`, judged from `effective_s` on."""
+
+    announced_s: float
+    effective_s: float
+    total_w: float
+    cause: Literal["schedule", "cut", "restored"]
+
+
+def first_budget_w(scenario: Scenario, max_limit_w: float) -> float:
+    """Return the budget at the start; `max_limit_w` is the sum of the GPUs' maximum limits."""
+    budget = scenario.budget
+    if budget.total_w is not None:
+        return budget.total_w
+    assert budget.total_percent is not None  # checked when the scenario was read
+    return round(budget.total_percent / 100.0 * max_limit_w, 6)
+
+
+def budget_changes(
+    scenario: Scenario, *, start_w: float, max_limit_w: float
+) -> tuple[BudgetChange, ...]:
+    """Return all changes of the budget in order of announcement.
+
+    `start_w` is the run's first budget, which the command line may have set. A cut that ends gives
+    `start_w` back.
+    """
+    changes: list[BudgetChange] = []
+
+    def add(
+        at_s: float, notice_s: float, total_w: float, cause: Literal["schedule", "cut", "restored"]
+    ) -> None:
+        changes.append(
+            BudgetChange(
+                announced_s=round(at_s, 6),
+                effective_s=round(at_s + notice_s, 6),
+                total_w=round(total_w, 6),
+                cause=cause,
+            )
+        )
+
+    for planned in scenario.budget.schedule:
+        total_w = planned.total_w(start_w=start_w, max_limit_w=max_limit_w)
+        add(planned.at_s, 0.0, total_w, "schedule")
+    for fault in scenario.faults:
+        if isinstance(fault, BudgetCut):
+            total_w = fault.total_w(start_w=start_w, max_limit_w=max_limit_w)
+            add(fault.at_s, fault.notice_s, total_w, "cut")
+            if fault.duration_s is not None:
+                add(fault.at_s + fault.notice_s + fault.duration_s, 0.0, start_w, "restored")
+        elif isinstance(fault, BudgetRestore):
+            total_w = fault.total_w(start_w=start_w, max_limit_w=max_limit_w)
+            add(fault.at_s, 0.0, total_w, "restored")
+    return tuple(sorted(changes, key=lambda change: change.announced_s))
