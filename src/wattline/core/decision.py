@@ -12,8 +12,28 @@ SCHEMA = "wattline.decision/1"
 
 
 class ReasonCode(StrEnum):
-    """Why a pool is where it is. One per pool and tick."""
+    """Why a pool is where it is. One per pool and tick.
 
+    Where several hold, the first in this order is given: what forbids, then what is under way, then
+    what changed, then what bounds.
+    """
+
+    HELD_METRICS_OUTAGE = "held_metrics_outage"
+    INFEASIBLE_FLOOR = "infeasible_floor"
+    BUDGET_CUT = "budget_cut"
+    WAITING_FOR_REPORT = "waiting_for_report"
+    RATE_LIMITED = "rate_limited"
+    WAITING_FOR_SETTLE = "waiting_for_settle"
+    STARTING = "starting"
+    DRAINING = "draining"
+    WATTS_TO_PREFILL = "watts_to_prefill"
+    WATTS_TO_DECODE = "watts_to_decode"
+    ENERGY_SAVING = "energy_saving"
+    CAPS_CHANGED = "caps_changed"
+    DERATED = "derated"
+    BUDGET_BOUND = "budget_bound"
+    GPUS_BOUND = "gpus_bound"
+    DEMAND_MET = "demand_met"
     STEADY = "steady"
 
 
@@ -65,13 +85,54 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentFacts:
+    """The numbers behind one deployment's plan.
+
+    seen_rps: as estimated now; demand_rps: what the plan stands on, backlog and rejected requests
+    included; ahead_rps: what replicas are planned for. capacity_rps: of the plan, with the replicas
+    that serve now. bound: what keeps the deployment from serving more. outage: why metrics cannot
+    be used, None in normal times.
+    """
+
+    seen_rps: float
+    demand_rps: float
+    ahead_rps: float
+    input_tokens: float
+    output_tokens: float
+    cached_fraction: float
+    capacity_rps: float
+    bound: str
+    outage: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The numbers behind a decision.
+
+    usable_w: budget less guard band. unavailable_w: of it, what GPUs hold that drain, are lost or
+    did not follow a lowering. booked_w: now; planned_w: when the plan is reached. rise_w: how much
+    bookings may grow in this tick, None for no limit. gap: how far the plan may be from the
+    optimum, as a fraction. replanned: replicas were planned in this tick.
+    """
+
+    usable_w: float
+    unavailable_w: float
+    booked_w: float
+    planned_w: float
+    rise_w: float | None
+    gap: float
+    replanned: bool
+    deployments: tuple[DeploymentFacts, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Outcome of one tick.
 
     `recommended` is the raw optimum, `plan` the stabilised one (per pool, in the fleet's order);
     they are two series so that holding one back never feeds the other. `caps` and `replicas` are
     the steps that may be taken now on the way from the present to the plan. `admission` is per
-    deployment.
+    deployment. `facts` are the numbers that the reasons rest on.
     """
 
     schema: str
@@ -83,3 +144,4 @@ class Decision:
     admission: tuple[Admission, ...]
     reasons: tuple[Reason, ...]
     next_state: State | None
+    facts: Facts | None = None

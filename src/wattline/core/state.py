@@ -1,12 +1,71 @@
-"""What a decision must remember until the next tick."""
+"""What a decision must remember until the next tick. Recorded every tick, so it stays small."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wattline.core.fleet import Setting
+
+SCHEMA = "wattline.state/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandState:
+    """One deployment's demand as remembered.
+
+    seen_until_s: end of the newest window taken in (None: nothing seen yet). The fast_* sums fade
+    over seconds and give the rate in a burst; the mix_* sums fade over a minute and give the rate
+    in calm and the mean request. mix_in_force: prompt tokens, cached fraction and output tokens
+    that the plan stands on; demand_rps: the rate that it stands on. bins_rps: closed bins of the
+    history, oldest first; bin_arrivals and bin_s: the open one. floor_rps: what the forecast asks
+    for at least.
+    """
+
+    seen_until_s: float | None = None
+    fast_s: float = 0.0
+    fast_arrivals: float = 0.0
+    mix_s: float = 0.0
+    mix_arrivals: float = 0.0
+    mix_input_tokens: float = 0.0
+    mix_cached_tokens: float = 0.0
+    mix_completions: float = 0.0
+    mix_output_tokens: float = 0.0
+    mix_in_force: tuple[float, float, float] | None = None
+    demand_rps: float = 0.0
+    bins_rps: tuple[float, ...] = ()
+    bin_arrivals: float = 0.0
+    bin_s: float = 0.0
+    floor_rps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolState:
+    """One pool's plan and what holds it back.
+
+    replicas: the stabilised target. wanted: the newest raw targets, one per replan, for the
+    stabilisation window. The times say when the setting and the replicas last changed.
+    """
+
+    setting: Setting
+    replicas: int
+    wanted: tuple[int, ...] = ()
+    setting_changed_s: float | None = None
+    replicas_changed_s: float | None = None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Carried from `Decision.next_state` to the next `Snapshot.state`; both are recorded."""
+    """Carried from `Decision.next_state` to the next `Snapshot.state`; both are recorded.
 
-    schema: str = "wattline.state/1"
+    time_s: when it was made. replan_s: when replicas are planned next. repair_s: when limits that
+    differ from their grants are sent again next. excess_w: of the newest ticks, watts booked above
+    what the grants need; what is in all of them is no transition but stuck.
+    """
+
+    schema: str = SCHEMA
+    time_s: float = 0.0
+    demand: tuple[DemandState, ...] = ()
+    pools: tuple[PoolState, ...] = ()
+    replan_s: float = 0.0
+    repair_s: float = 0.0
+    excess_w: tuple[float, ...] = ()

@@ -1,0 +1,214 @@
+"""Demand of a deployment, from what its frontends counted.
+
+Windows of counts are added to sums that fade with time, so that nothing but a few numbers has to be
+remembered. The rate is the calm one (a minute), or the one in a burst (seconds) less one standard
+deviation of its count, where that is larger. The plan stands on values in force, which follow what
+is seen only when it has left a band around them: noise then moves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isfinite, sqrt
+
+from wattline.core.forecast import History, forecast
+from wattline.core.mix import Mix
+from wattline.core.settings import Settings
+from wattline.core.snapshot import DemandView, PoolView
+from wattline.core.state import DemandState
+
+# Requests that the expected mean request counts for against those that were seen.
+_PRIOR_REQUESTS = 10.0
+# Rising demand moves the value in force from this relative change on.
+_UP_BAND = 0.02
+# A forecast from the past may ask for at most this many times what is seen.
+_FORECAST_BOUND = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What one deployment is to be provided for.
+
+    rate_rps: requests per second that the watts are planned for (seen; the oracle's truth over
+    seconds). ahead_rps: that replicas are planned for (at least rate_rps; raised by the forecast).
+    seen_rps: as estimated now. mix: the mean request in force. outage: the reason why the metrics
+    cannot be used and everything is held, None in normal times.
+    """
+
+    rate_rps: float
+    ahead_rps: float
+    seen_rps: float
+    mix: Mix
+    outage: str | None
+
+
+def observe(
+    view: DemandView, state: DemandState, now_s: float, expected: Mix, horizon_s: float, s: Settings
+) -> tuple[DemandState, Demand]:
+    """Take one window of counts in; the state to remember and the demand to plan for.
+
+    `expected` is the mean request to assume before any was seen; `horizon_s` how far ahead replicas
+    have to be planned.
+    """
+    outage = outage_reason(view, s.stale_s)
+    if outage is None:
+        state = _take_in(view, state, now_s, s)
+        state = _in_force(state, expected, s)
+        state = _close_bin(state, horizon_s, s)
+    mix = Mix(*_raw_mix(state, expected)) if state.mix_in_force is None else _mix(state)
+    rate_rps = ahead_rps = state.demand_rps
+    if outage is None and s.forecast == "oracle":
+        rate_rps = max(rate_rps, _oracle(view, s.rate_window_s, s))
+        ahead_rps = max(rate_rps, _oracle(view, horizon_s, s))
+    ahead_rps = max(ahead_rps, state.floor_rps)
+    return state, Demand(
+        rate_rps=rate_rps,
+        ahead_rps=ahead_rps,
+        seen_rps=_seen_rps(state),
+        mix=mix,
+        outage=outage,
+    )
+
+
+def outage_reason(view: DemandView, stale_s: float) -> str | None:
+    """Why the counts cannot be used; None if they can. Zero is only zero when measured."""
+    if not isfinite(view.age_s) or view.age_s > stale_s:
+        return f"the newest metrics are {view.age_s:.0f} s old"
+    counts = (
+        view.arrivals,
+        view.input_tokens_sum,
+        view.cached_tokens_sum,
+        view.completions,
+        view.output_tokens_sum,
+    )
+    if any(count is None or not isfinite(count) or count < 0 for count in counts):
+        return "the metrics are missing"
+    if not 0.0 < view.window_s < float("inf"):
+        return "the metrics cover no time"
+    return None
+
+
+def backlog_tokens(pools: list[PoolView]) -> float:
+    """Prompt tokens that wait or run in `pools`; what is missing counts as none."""
+    queued = [pool.queued_prefill_tokens for pool in pools]
+    return sum(tokens for tokens in queued if tokens is not None and isfinite(tokens))
+
+
+def _take_in(view: DemandView, state: DemandState, now_s: float, s: Settings) -> DemandState:
+    """Add the part of the window that is new; a window seen twice adds nothing."""
+    until_s = round(now_s - view.age_s, 6)
+    new_s = view.window_s
+    if state.seen_until_s is not None:
+        new_s = min(new_s, until_s - state.seen_until_s)
+    if new_s <= 0.0:
+        return state
+    part = new_s / view.window_s
+    arrivals = part * (view.arrivals or 0)
+    # Division only: exp and pow differ in the last bit between processors.
+    fast, slow = (window / (window + new_s) for window in (s.rate_window_s, s.mix_window_s))
+    return replace(
+        state,
+        seen_until_s=until_s,
+        fast_s=_fade(state.fast_s, fast, new_s),
+        fast_arrivals=_fade(state.fast_arrivals, fast, arrivals),
+        mix_s=_fade(state.mix_s, slow, new_s),
+        mix_arrivals=_fade(state.mix_arrivals, slow, arrivals),
+        mix_input_tokens=_fade(state.mix_input_tokens, slow, part * (view.input_tokens_sum or 0)),
+        mix_cached_tokens=_fade(
+            state.mix_cached_tokens, slow, part * (view.cached_tokens_sum or 0)
+        ),
+        mix_completions=_fade(state.mix_completions, slow, part * (view.completions or 0)),
+        mix_output_tokens=_fade(
+            state.mix_output_tokens, slow, part * (view.output_tokens_sum or 0)
+        ),
+        bin_arrivals=round(state.bin_arrivals + arrivals, 6),
+        bin_s=round(state.bin_s + new_s, 6),
+    )
+
+
+def _fade(total: float, factor: float, added: float) -> float:
+    return round(total * factor + added, 6)
+
+
+def _seen_rps(state: DemandState) -> float:
+    """Calm rate, or the rate in a burst less one standard deviation of its count."""
+    if state.fast_s <= 0.0:
+        return 0.0
+    calm = state.mix_arrivals / state.mix_s
+    burst = (state.fast_arrivals - sqrt(state.fast_arrivals)) / state.fast_s
+    return max(calm, burst, 0.0)
+
+
+def _raw_mix(state: DemandState, expected: Mix) -> tuple[float, float, float]:
+    """Prompt tokens, output tokens and cached share of the mean request, as seen now."""
+    weight = _PRIOR_REQUESTS
+    input_tokens = expected.input_tokens * weight + state.mix_input_tokens
+    cached_tokens = (
+        expected.cached_fraction * expected.input_tokens * weight + state.mix_cached_tokens
+    )
+    output_tokens = expected.output_tokens * weight + state.mix_output_tokens
+    return (
+        max(1.0, input_tokens / (weight + state.mix_arrivals)),
+        max(1.0, output_tokens / (weight + state.mix_completions)),
+        min(1.0, cached_tokens / input_tokens) if input_tokens > 0.0 else 0.0,
+    )
+
+
+def _in_force(state: DemandState, expected: Mix, s: Settings) -> DemandState:
+    """Let the values in force follow what is seen where it has left the band around them."""
+    raw = _raw_mix(state, expected)
+    # The mean of n requests is known to about 1 / sqrt(n): lengths spread about as wide as their
+    # mean in the public traces.
+    band = max(s.mix_deadband, 1.0 / sqrt(_PRIOR_REQUESTS + state.mix_arrivals))
+    mix = state.mix_in_force
+    if mix is None or _moved(mix, raw, band):
+        mix = (_three_digits(raw[0]), _three_digits(raw[1]), round(raw[2], 3))
+    seen, demand = _seen_rps(state), state.demand_rps
+    if seen > demand * (1.0 + _UP_BAND) or seen < demand * (1.0 - s.demand_deadband):
+        demand = _three_digits(seen)
+    return replace(state, mix_in_force=mix, demand_rps=demand)
+
+
+def _moved(old: tuple[float, float, float], new: tuple[float, float, float], band: float) -> bool:
+    old_computed, new_computed = old[0] * (1.0 - old[2]), new[0] * (1.0 - new[2])
+    pairs = ((old[0], new[0]), (old[1], new[1]), (old_computed, new_computed))
+    return any(abs(after - before) > band * before for before, after in pairs)
+
+
+def _mix(state: DemandState) -> Mix:
+    assert state.mix_in_force is not None
+    input_tokens, output_tokens, cached = state.mix_in_force
+    return Mix(input_tokens, output_tokens, cached)
+
+
+def _close_bin(state: DemandState, horizon_s: float, s: Settings) -> DemandState:
+    """Close the open bin of the history when it is full, and forecast anew."""
+    if state.bin_s < s.history_bin_s:
+        return state
+    rate = round(state.bin_arrivals / state.bin_s, 6)
+    bins = (*state.bins_rps, rate)[-s.history_bins :]
+    floor_rps = 0.0
+    if s.forecast != "oracle":
+        history = History(
+            rates_rps=bins, bin_s=s.history_bin_s, season_bins=round(s.season_s / s.history_bin_s)
+        )
+        ahead = forecast(history, horizon_s, s.forecast)
+        if ahead is not None:
+            floor_rps = _three_digits(min(ahead.p50_rps, _FORECAST_BOUND * _seen_rps(state)))
+    return replace(state, bins_rps=bins, bin_arrivals=0.0, bin_s=0.0, floor_rps=floor_rps)
+
+
+def _oracle(view: DemandView, horizon_s: float, s: Settings) -> float:
+    history = History(
+        rates_rps=(),
+        bin_s=s.history_bin_s,
+        future_rps=view.future_rps,
+        future_step_s=view.future_step_s,
+    )
+    truth = forecast(history, horizon_s, "oracle")
+    return 0.0 if truth is None else _three_digits(truth.p50_rps)
+
+
+def _three_digits(value: float) -> float:
+    """`value` to three significant digits: fewer distinct values, fewer derivations."""
+    return float(f"{value:.3g}")
