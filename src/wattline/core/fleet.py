@@ -23,7 +23,8 @@ class GpuProduct:
     """One GPU product as its vendor sells it. `None` means that no public source was found.
 
     Peak FLOP/s are dense (no sparsity), keyed by precision: `bf16`, `fp8`, `fp4`, `int8`.
-    `interconnect_bytes_per_s` is per GPU and direction.
+    `interconnect_bytes_per_s` is per GPU and direction. `idle_w` is drawn with nothing loaded,
+    `loaded_idle_w` with a model loaded and no request in flight.
     """
 
     name: str
@@ -39,6 +40,7 @@ class GpuProduct:
     min_clock_mhz: float | None
     max_clock_mhz: float | None
     settle_s: float
+    loaded_idle_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

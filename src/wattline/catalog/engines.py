@@ -1,0 +1,108 @@
+"""Engines of pools: catalog numbers and fitted parameters put together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from wattline.catalog.fits import fit
+from wattline.catalog.products import gpu
+from wattline.catalog.profiles import read_profile
+from wattline.catalog.specs import model
+from wattline.core.errors import InputError
+from wattline.core.fleet import Deployment, Pool
+from wattline.core.polynomial import PolynomialEngine
+from wattline.core.profile import ProfileEngine
+from wattline.core.roofline import RooflineEngine, roofline_engine
+
+
+def engine(
+    pool: Pool,
+    deployment: Deployment,
+    *,
+    precision: str | None = None,
+    kv_precision: str = "bf16",
+    tp: int | None = None,
+    dp: int = 1,
+    expert_parallel: bool = False,
+    max_num_seqs: int = 256,
+    max_batched_tokens: int = 8192,
+) -> RooflineEngine:
+    """Build the roofline engine of a pool's replicas, with the parameters fitted for its GPU.
+
+    `precision` is that of the weights (the model's own when None), `tp` x `dp` must be the GPUs of
+    a replica (`tp` fills them when None). InputError for unknown names, a model that does not fit,
+    or a needed number that the catalog lacks. `coverage` of the result says what the parameters
+    stand on.
+    """
+    where = f"pool {pool.name}"
+    gpus = pool.gpus_per_replica
+    if dp < 1 or gpus % dp:
+        raise InputError(f"{where}, dp", dp, f"must divide the {gpus} GPUs of a replica")
+    tp = gpus // dp if tp is None else tp
+    if tp < 1 or tp * dp != gpus:
+        raise InputError(f"{where}, tp", tp, f"tp x dp must be the {gpus} GPUs of a replica")
+    if max_num_seqs < 1 or max_batched_tokens < 1:
+        limits = (max_num_seqs, max_batched_tokens)
+        raise InputError(f"{where}, max_num_seqs and max_batched_tokens", limits, "at least 1")
+    fitted = fit(pool.gpu)
+    built = roofline_engine(
+        model(deployment.model),
+        gpu(pool.gpu),
+        params=fitted.params,
+        response=fitted.response,
+        tp=tp,
+        dp=dp,
+        expert_parallel=expert_parallel,
+        precision=precision,
+        kv_precision=kv_precision,
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        coverage=fitted.coverage,
+    )
+    # A model that does not fit is an error of the scenario, to be said before anything runs.
+    _ = built.kv_capacity_tokens
+    return built
+
+
+def engine_polynomial(
+    gpu_name: str = "H200",
+    *,
+    max_num_seqs: int = 256,
+    max_batched_tokens: int = 8192,
+    kv_capacity_tokens: int = 16_384 * 64,
+) -> PolynomialEngine:
+    """Build Dynamo's mock engine on a GPU product, whose cap response gives it watts."""
+    return PolynomialEngine(
+        response=replace(fit(gpu_name).response, overlap=0.0),
+        kv_capacity_tokens=kv_capacity_tokens,
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+    )
+
+
+def engine_profile(
+    results: str | Path, pool: Pool, deployment: Deployment | None = None
+) -> ProfileEngine:
+    """Build an engine from Dynamo's profiling results on the pool's GPU (see `profiles`).
+
+    With a deployment whose model the catalog knows, the roofline of that model splits each pass
+    into arithmetic and memory time; otherwise the split is assumed, and `coverage` says so.
+    """
+    profile = read_profile(Path(results))
+    product, fitted = gpu(pool.gpu), fit(pool.gpu)
+    split = engine(pool, deployment) if deployment is not None else None
+    how = f"roofline of {split.model.name}" if split is not None else "assumed split"
+    return ProfileEngine(
+        prefill_tokens=profile.prefill_tokens,
+        prefill_s=profile.prefill_s,
+        decode=profile.decode,
+        kv_capacity_tokens=profile.max_kv_tokens,
+        kv_bytes_per_token=split.kv_bytes_per_token if split is not None else 131_072.0,
+        default_cap_w=product.default_limit_w,
+        response=fitted.response,
+        roofline=split,
+        coverage=(
+            f"latency: profiled at the default limit; cap response: {how}, {fitted.coverage}"
+        ),
+    )
