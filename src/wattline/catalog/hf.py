@@ -49,7 +49,9 @@ class HfConfig(BaseModel):
     n_routed_experts: CountOrZero | None = None
     num_experts_per_tok: CountOrZero | None = Field(
         default=None,
-        validation_alias=AliasChoices("num_experts_per_tok", "experts_per_token", "top_k_experts"),
+        validation_alias=AliasChoices(
+            "num_experts_per_tok", "num_experts_per_token", "top_k_experts"
+        ),
     )
     moe_intermediate_size: CountOrZero | None = None
     shared_expert_intermediate_size: CountOrZero | None = None
