@@ -1,9 +1,10 @@
 """Dynamo's profiling results: NPZ folders, or the pair of JSON files of its ConfigMap.
 
 A folder holds `selected_prefill_interpolation/raw_data.npz` and
-`selected_decode_interpolation/raw_data.npz`, or `prefill_raw_data.json` and `decode_raw_data.json`;
-either half may be missing, not both. Keys: prefill_isl (tokens), prefill_ttft (ms); x_kv_usage (0 to
-1), y_context_length (tokens), z_itl (ms), max_kv_tokens. Other keys are ignored.
+`selected_decode_interpolation/raw_data.npz`, or `prefill_raw_data.json` and
+`decode_raw_data.json`; either half may be missing, not both. Keys: prefill_isl (tokens),
+prefill_ttft (ms); x_kv_usage (0 to 1), y_context_length (tokens), z_itl (ms), max_kv_tokens. Other
+keys are ignored.
 """
 
 from __future__ import annotations

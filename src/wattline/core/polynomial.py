@@ -5,8 +5,8 @@ max(1, -25.74 u^2 + 54.01 u + 5.74) ms, with u the share of cache tokens in use;
 both takes the sum. Source: ai-dynamo mocker, default polynomial timing, checked against its offline
 replay (1.4.2): one request of 2,048 tokens has a TTFT of 55.208 ms, one of 512 tokens 30.152 ms.
 
-The mock engine says nothing of watts: prompt time counts mostly as arithmetic and decode time mostly
-as memory traffic, through the cap response of the GPU given.
+The mock engine says nothing of watts: prompt time counts mostly as arithmetic and decode time
+mostly as memory traffic, through the cap response of the GPU given.
 """
 
 from __future__ import annotations

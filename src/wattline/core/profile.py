@@ -104,9 +104,9 @@ class ProfileEngine:
     def _prompt_s(self, tokens: int, context: float) -> float:
         """Time of prompt tokens that attend to `context` tokens in total.
 
-        A chunk of t tokens after a earlier ones has context t * a + t (t + 1) / 2, which gives a and
-        makes the chunk the difference of two measured prompts. A smaller context means several short
-        prompts in one pass, taken as equally long.
+        A chunk of t tokens after a earlier ones has context t * a + t (t + 1) / 2, which gives a
+        and makes the chunk the difference of two measured prompts. A smaller context means several
+        short prompts in one pass, taken as equally long.
         """
         if not self.prefill_tokens:
             raise ValueError("this profile has no prefill measurements")
