@@ -202,14 +202,14 @@ class BiasStep(_Bias):
 
 
 class BiasRamp(_Bias):
-    """The factor goes in a straight line from 1 to `factor` over `duration_s`, and stays there."""
+    """The factor goes in a straight line from 1 to `factor` in `ramp_s`, and stays there."""
 
     kind: Literal["bias_ramp"]
     """Always `bias_ramp`."""
     factor: Factor
     """Plant / model at the end of the ramp."""
-    duration_s: Annotated[float, Field(gt=0.0, le=366 * 86_400.0)]
-    """Length of the ramp."""
+    ramp_s: Annotated[float, Field(gt=0.0, le=366 * 86_400.0)]
+    """Length of the ramp; `duration_s` counts ramp and plateau together."""
 
 
 class BiasSine(_Bias):

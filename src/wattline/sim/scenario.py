@@ -27,28 +27,28 @@ Uncertainty = Annotated[float, Field(ge=0.1, le=10.0)]
 
 
 class RooflineEngine(StrictModel):
-    """Times and watts from the model's shape and the GPU's peaks; what is left out is automatic."""
+    """Times and watts from the model's shape, the GPU's peaks and fitted efficiencies."""
 
     kind: Literal["roofline"] = "roofline"
     """Always `roofline`."""
-    max_num_seqs: Count | None = None
+    max_num_seqs: Count = 256
     """Most sequences in one decode batch."""
-    max_batched_tokens: Count | None = None
+    max_batched_tokens: Count = 8192
     """Most tokens in one pass: the size of a prompt chunk."""
-    kv_precision: Literal["bf16", "fp8"] | None = None
+    kv_precision: Literal["bf16", "fp8"] = "bf16"
     """Precision of the key/value cache."""
 
 
 class PolynomialEngine(StrictModel):
-    """The timing polynomials of Dynamo's mock engine: no model shape, no cap response of a GPU."""
+    """The timing polynomials of Dynamo's mock engine, with the cap response of the GPU."""
 
     kind: Literal["polynomial"]
     """Always `polynomial`."""
-    max_num_seqs: Count | None = None
+    max_num_seqs: Count = 256
     """Most sequences in one decode batch."""
-    max_batched_tokens: Count | None = None
+    max_batched_tokens: Count = 8192
     """Most tokens in one pass."""
-    kv_capacity_tokens: Count | None = None
+    kv_capacity_tokens: int = Field(default=1_048_576, ge=1000, le=1_000_000_000)
     """Tokens of context that fit in a replica."""
 
 
@@ -334,3 +334,8 @@ def load(name_or_path: str) -> Scenario:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(name_or_path, reason, "give a readable scenario file") from error
     return parse(Scenario, text, name_or_path)
+
+
+def folder_of(name_or_path: str) -> Path:
+    """Return the folder that paths inside the scenario are relative to: that of its file."""
+    return Path(name_or_path).parent

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from wattline.catalog import engines as catalog
+from wattline.catalog.products import gpu
+from wattline.core import polynomial, profile, roofline
 from wattline.core.errors import InputError
 from wattline.core.fleet import Deployment, Fleet, GpuProduct, Pool, Role, Slo
-from wattline.sim.faults import BudgetCut, BudgetRestore
-from wattline.sim.scenario import PoolSpec, Scenario
+from wattline.sim.faults import BudgetCut, BudgetRestore, target_gpus
+from wattline.sim.plant.config import PlantConfig, Routing
+from wattline.sim.scenario import (
+    DeploymentSpec,
+    PolynomialEngine,
+    PoolSpec,
+    ProfileEngine,
+    Scenario,
+)
 from wattline.sim.trace_files import read_trace
 from wattline.sim.traces import Trace
 from wattline.sim.traffic import build_streams
 
+AnyEngine = roofline.RooflineEngine | polynomial.PolynomialEngine | profile.ProfileEngine
 
-def to_fleet(scenario: Scenario, product: Callable[[str], GpuProduct]) -> Fleet:
-    """Build the fleet; `product` looks GPU products up by name (`wattline.catalog.products.gpu`).
 
-    Pools stand in the scenario's order, products in order of first use.
+def to_fleet(scenario: Scenario) -> Fleet:
+    """Build the fleet: pools in the scenario's order, GPU products in order of first use.
+
+    InputError for GPU products that the catalog does not hold.
     """
     products: dict[str, GpuProduct] = {}
     pools = []
     for deployment in scenario.deployments:
         for pool in deployment.pools:
-            found = product(pool.gpu)
+            with _at(scenario, f"pool {pool.name}, gpu"):
+                found = gpu(pool.gpu)
+            settle_s = scenario.plant.limiter.settle_s
+            if settle_s is not None:
+                found = replace(found, settle_s=settle_s)
             products.setdefault(found.name, found)
             pools.append(_pool(pool, deployment.name, found.name))
     return Fleet(
@@ -41,6 +58,101 @@ def to_fleet(scenario: Scenario, product: Callable[[str], GpuProduct]) -> Fleet:
         ),
         pools=tuple(pools),
     )
+
+
+@contextmanager
+def _at(scenario: Scenario, what: str) -> Iterator[None]:
+    """Say where in the scenario a name stands that another module could not use."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"scenario {scenario.name}, {what}: {error.where}", error.found, error.remedy
+        ) from error
+
+
+def to_engines(scenario: Scenario, fleet: Fleet, folder: Path = Path()) -> tuple[AnyEngine, ...]:
+    """Build the engine of each pool, in the fleet's order, as the decision knows it.
+
+    InputError for unknown models, models that do not fit their GPUs, and unusable profiles.
+    """
+    engines: list[AnyEngine] = []
+    pools = iter(fleet.pools)
+    for spec, deployment in zip(scenario.deployments, fleet.deployments, strict=True):
+        for pool_spec in spec.pools:
+            with _at(scenario, f"deployment {spec.name}"):
+                engines.append(_engine(spec, pool_spec, next(pools), deployment, folder))
+    return tuple(engines)
+
+
+def _engine(
+    spec: DeploymentSpec, pool_spec: PoolSpec, pool: Pool, deployment: Deployment, folder: Path
+) -> AnyEngine:
+    options = spec.engine
+    if isinstance(options, ProfileEngine):
+        return catalog.engine_profile(folder / options.path, pool, deployment)
+    if isinstance(options, PolynomialEngine):
+        return catalog.engine_polynomial(
+            pool.gpu,
+            max_num_seqs=options.max_num_seqs,
+            max_batched_tokens=options.max_batched_tokens,
+            kv_capacity_tokens=options.kv_capacity_tokens,
+        )
+    tp = pool_spec.tensor_parallel or pool.gpus_per_replica
+    return catalog.engine(
+        pool,
+        deployment,
+        precision=spec.precision,
+        kv_precision=options.kv_precision,
+        tp=tp,
+        dp=pool.gpus_per_replica // tp,
+        expert_parallel=pool_spec.expert_parallel,
+        max_num_seqs=options.max_num_seqs,
+        max_batched_tokens=options.max_batched_tokens,
+    )
+
+
+def plant_engines(scenario: Scenario, engines: tuple[AnyEngine, ...]) -> tuple[AnyEngine, ...]:
+    """Build the engines of the plant: those of the decision, off by the scenario's factors."""
+    plant = scenario.plant
+    factors = (plant.exponent_factor, plant.static_factor, plant.floor_factor)
+    if factors == (1.0, 1.0, 1.0):
+        return engines
+    return tuple(_perturbed(engine, factors) for engine in engines)
+
+
+def _perturbed(engine: AnyEngine, factors: tuple[float, float, float]) -> AnyEngine:
+    exponent, static, floor = factors
+    response = engine.response.perturbed(exponent=exponent, static=static, floor=floor)
+    if isinstance(engine, profile.ProfileEngine) and engine.roofline is not None:
+        split = replace(engine.roofline, response=response)
+        return replace(engine, response=response, roofline=split)
+    return replace(engine, response=response)
+
+
+def to_plant_config(scenario: Scenario) -> PlantConfig:
+    """Build the plant's assumptions: its defaults, changed where the scenario says so."""
+    spec, default = scenario.plant, PlantConfig()
+    noise = default.noise
+    network = spec.network_gbytes_per_s
+    return replace(
+        default,
+        routing=Routing(spec.routing),
+        gpus_per_node=spec.gpus_per_node,
+        noise=replace(noise, sample_sigma=noise.sample_sigma * spec.limiter.noise),
+        kv_bytes_per_s_per_gpu=(
+            default.kv_bytes_per_s_per_gpu if network is None else network * 1e9
+        ),
+    )
+
+
+def check_targets(scenario: Scenario, fleet: Fleet) -> None:
+    """Raise InputError for a fault whose target the fleet does not have."""
+    for number, fault in enumerate(scenario.faults):
+        target = getattr(fault, "target", None)
+        if target is not None:
+            where = f"scenario {scenario.name}, faults[{number}].target"
+            target_gpus(target, fleet, scenario.plant.gpus_per_node, where)
 
 
 def _pool(spec: PoolSpec, deployment: str, gpu: str) -> Pool:
