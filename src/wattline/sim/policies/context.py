@@ -8,15 +8,6 @@ from dataclasses import dataclass, field
 from wattline.core.fleet import Role
 
 
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """Mean request of a deployment: prompt tokens, output tokens, share found in a prefix cache."""
-
-    input_tokens: float
-    output_tokens: float
-    cached_fraction: float = 0.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyContext:
     """Values that the scenario, or a sweep over a scenario, gives to a policy.
@@ -24,9 +15,7 @@ class PolicyContext:
     role_caps: caps per role as fractions of the product's largest limit, for `static-caps`.
     pool_caps_w: caps per pool in the fleet's order, for `best-static` and `dynamo-clamp-best`: one
     candidate of a sweep in hindsight.
-    expected_mix: per deployment, what a request looks like before any was seen.
     """
 
     role_caps: Mapping[Role, float] = field(default_factory=dict)
     pool_caps_w: tuple[float, ...] | None = None
-    expected_mix: tuple[Mix, ...] = ()

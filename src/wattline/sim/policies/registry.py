@@ -12,7 +12,10 @@ from wattline.core.settings import Settings
 from wattline.core.snapshot import Budget
 from wattline.sim.policies.base import Policy
 from wattline.sim.policies.context import PolicyContext
+from wattline.sim.policies.dynamo_clamp import DynamoClamp, DynamoClampBest
 from wattline.sim.policies.fixed import BestStatic, StaticCaps, Uncapped, UniformCap
+from wattline.sim.policies.slo_scaler import SloScaler
+from wattline.sim.policies.threshold import Threshold
 
 
 class StartingPolicy(Policy, Protocol):
@@ -28,6 +31,10 @@ _POLICIES: dict[str, Callable[[Settings, PolicyContext], StartingPolicy]] = {
     UniformCap.name: UniformCap,
     StaticCaps.name: StaticCaps,
     BestStatic.name: BestStatic,
+    DynamoClamp.name: DynamoClamp,
+    DynamoClampBest.name: DynamoClampBest,
+    Threshold.name: Threshold,
+    SloScaler.name: SloScaler,
 }
 
 

@@ -80,7 +80,7 @@ def _grid(
 def _grid_of(
     serving: Sequence[int], limits: Sequence[tuple[float, float]], usable_w: float, points: int
 ) -> list[tuple[float, ...]]:
-    """List splits with `points` caps per pool; the last pool may be unable to take all that is left."""
+    """List splits with `points` caps per pool; the last pool may leave watts unspent."""
     axes = [
         [whole_watts(low + (high - low) * k / (points - 1), low) for k in range(points)]
         for low, high in limits[:-1]
