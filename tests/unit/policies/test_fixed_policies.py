@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_fixtures import HIGH_W, LOW_W, World, budget, context, disaggregated, pool, settings_of
 
+from wattline.core.decision import ReasonCode
 from wattline.core.errors import InputError
 from wattline.core.fleet import Role
 from wattline.sim.policies.common import fit_caps, water_level
@@ -164,3 +165,20 @@ def test_many_pools_are_swept_coarsely_within_the_budget() -> None:
     assert 10 < len(splits) <= MAX_SPLITS
     assert all(8 * sum(split) <= 13_000.0 for split in splits)
     assert widest_step_w(splits) > 25.0
+
+
+def test_reasons_name_the_cut_the_wait_and_the_misfit() -> None:
+    settings = disaggregated(2, 2)
+    policy = build("uniform-cap", settings, context())
+    world = World(settings, budget(2_000.0), policy.initial_plan(budget(2_000.0)))
+    assert policy.decide(world.snapshot()).reasons[0].code is ReasonCode.BUDGET_BOUND
+    world.budget = budget(1_200.0)
+    assert policy.decide(world.snapshot()).reasons[0].code is ReasonCode.BUDGET_CUT
+    world.budget = budget(700.0)
+    assert policy.decide(world.snapshot()).reasons[0].code is ReasonCode.INFEASIBLE_FLOOR
+    world.budget, world.booked_w = budget(2_400.0), dict.fromkeys(range(4), 590.0)
+    world.caps_w = dict.fromkeys(range(4), 500.0)
+    seen = policy.decide(world.snapshot())
+    assert seen.caps.gpu == (0, 1, 2, 3)
+    world.booked_w = dict.fromkeys(range(4), 500.0) | {0: 900.0}
+    assert policy.decide(world.snapshot()).reasons[1].code is ReasonCode.WAITING_FOR_SETTLE

@@ -269,12 +269,12 @@ class DynamoClamp:
                 continue
             raw, target, desired = wanted[side], targets[side], self._desired[pool]
             self._desired[pool] = desired if target is None else target
+            code, sentence = _saying(desired, (raw, target), moving, advice[side], reason, limit_w)
             verdicts[pool] = _Verdict(
-                code=ReasonCode.STEADY,
+                code=code,
                 raw=desired if raw is None else raw,
                 target=self._desired[pool],
-                sentence=f"{self._fleet.pools[pool].name}: "
-                + _saying(desired, (raw, target), moving, advice[side], reason, limit_w),
+                sentence=f"{self._fleet.pools[pool].name}: {sentence}",
             )
         return verdicts
 
@@ -356,20 +356,22 @@ def _saying(
     advice: LoadAdvice | None,
     reason: ClampReason | None,
     limit_w: int,
-) -> str:
-    """One sentence on what was asked for, what was allowed, and why."""
+) -> tuple[ReasonCode, str]:
+    """Code and sentence on what was asked for, what was allowed, and why."""
     raw, target = counts
     if moving:
-        return f"{standing} replicas wanted; held while replicas start, drain or are missing"
+        sentence = f"{standing} replicas wanted; held while replicas start, drain or are missing"
+        return ReasonCode.WAITING_FOR_REPORT, sentence
     if advice is None or advice.estimate_s is None:
-        return f"{standing} replicas held: no worker metrics"
+        return ReasonCode.HELD_METRICS_OUTAGE, f"{standing} replicas held: no worker metrics"
     estimate = f"estimated latency {advice.estimate_s * 1000.0:.0f} ms"
     if raw is None or raw == standing:
-        return f"{standing} replicas, no change ({estimate})"
-    if target is None or target == standing:
-        why = "the peer's move" if reason is None else reason.value
-        return f"{raw} replicas asked for ({estimate}), kept {standing} within {limit_w} W ({why})"
-    if target != raw:
-        why = "clamped" if reason is None else reason.value
-        return f"{raw} replicas asked for ({estimate}), {target} within {limit_w} W ({why})"
-    return f"{standing} to {target} replicas ({estimate}), within {limit_w} W"
+        return ReasonCode.DEMAND_MET, f"{standing} replicas, no change ({estimate})"
+    allowed = standing if target is None else target
+    if allowed != raw:
+        why = "the minimum does not fit" if reason is None else reason.value
+        return ReasonCode.BUDGET_BOUND, (
+            f"{raw} replicas asked for ({estimate}), {allowed} within {limit_w} W ({why})"
+        )
+    code = ReasonCode.STARTING if allowed > standing else ReasonCode.DRAINING
+    return code, f"{standing} to {allowed} replicas ({estimate}), within {limit_w} W"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import fsum
 
-from wattline.core.decision import Decision, PoolPlan, ReasonCode
+from wattline.core.decision import CapSteps, Decision, PoolPlan, ReasonCode
 from wattline.core.errors import InputError
 from wattline.core.fleet import Fleet, Setting
 from wattline.core.settings import Settings
@@ -100,27 +100,53 @@ class _Capped:
         spent_w = self._parked_w + fsum(
             n * want.setting.cap_w for n, want in zip(self._serving, plan, strict=True)
         )
-        fits = spent_w <= snapshot.budget.usable_w
+        steps = booked_steps(snapshot, targets, self.interval_s)
         reasons = [
-            (
-                ReasonCode.STEADY,
-                f"{pool.name}: {want.replicas} replicas at {want.setting.cap_w:.0f} W per GPU, "
-                + (
-                    f"{spent_w:.0f} W of {snapshot.budget.usable_w:.0f} W planned for the fleet"
-                    if fits
-                    else f"the smallest limits need {spent_w:.0f} W and do not fit into "
-                    f"{snapshot.budget.usable_w:.0f} W"
-                ),
-            )
-            for pool, want in zip(self._fleet.pools, plan, strict=True)
+            self._reason(index, want, snapshot, targets, steps, spent_w)
+            for index, want in enumerate(plan)
         ]
         return decided(
             snapshot,
             plan,
             reasons,
-            caps=booked_steps(snapshot, targets, self.interval_s),
+            caps=steps,
             replicas=replica_steps(snapshot, self._fleet, plan),
         )
+
+    def _reason(
+        self,
+        pool: int,
+        want: PoolPlan,
+        snapshot: Snapshot,
+        targets: Sequence[Setting],
+        steps: CapSteps,
+        spent_w: float,
+    ) -> tuple[ReasonCode, str]:
+        gpus, usable_w = snapshot.gpus, snapshot.budget.usable_w
+        at = (
+            f"{self._fleet.pools[pool].name}: {want.replicas} replicas at "
+            f"{want.setting.cap_w:.0f} W per GPU"
+        )
+        if spent_w > usable_w:
+            return ReasonCode.INFEASIBLE_FLOOR, (
+                f"{at}; the smallest limits need {spent_w:.0f} W, more than {usable_w:.0f} W"
+            )
+        members = [i for i, member in enumerate(gpus.pool) if member == pool]
+        lowered = sum(1 for i in members if targets[i].cap_w < gpus.granted_w[i])
+        if lowered:
+            return ReasonCode.BUDGET_CUT, (
+                f"{at}; {lowered} GPUs are lowered to fit into {usable_w:.0f} W"
+            )
+        sent = set(steps.gpu)
+        waiting = sum(1 for i in members if targets[i].cap_w > gpus.granted_w[i] and i not in sent)
+        if waiting:
+            return ReasonCode.WAITING_FOR_SETTLE, (
+                f"{at}; {waiting} GPUs wait until watts are free to raise them"
+            )
+        code = ReasonCode.BUDGET_BOUND
+        if want.setting.cap_w >= self._limits[pool][1]:
+            code = ReasonCode.STEADY
+        return code, f"{at}; {spent_w:.0f} W of {usable_w:.0f} W are planned for the fleet"
 
 
 class UniformCap(_Capped):

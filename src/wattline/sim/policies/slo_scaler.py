@@ -123,10 +123,7 @@ class SloScaler:
             snapshot,
             plan,
             [
-                (
-                    ReasonCode.STEADY,
-                    self._saying(i, standing[i], wanted[i], counts[i], saturation[i]),
-                )
+                self._saying(i, standing[i], wanted[i], counts[i], saturation[i])
                 for i in range(len(counts))
             ],
             caps=direct_steps(snapshot, gpu_targets(snapshot, self._caps, self._caps)),
@@ -192,16 +189,19 @@ class SloScaler:
 
     def _saying(
         self, pool: int, standing: int, wanted: int, count: int, saturation: float | None
-    ) -> str:
+    ) -> tuple[ReasonCode, str]:
         name = self._fleet.pools[pool].name
         if saturation is None:
-            return f"{name}: {count} replicas held: no latencies measured"
-        seen = f"saturation {saturation:.2f}"
+            sentence = f"{name}: {count} replicas held: no latencies measured"
+            return ReasonCode.HELD_METRICS_OUTAGE, sentence
+        seen = f"{name}: saturation {saturation:.2f}"
         if count < wanted:
-            return f"{name}: {seen} asks for {wanted} replicas, {count} fit the budget"
+            sentence = f"{seen} asks for {wanted} replicas, {count} fit the budget"
+            return ReasonCode.BUDGET_BOUND, sentence
         if count != standing:
-            return f"{name}: {seen}, {standing} to {count} replicas"
-        return f"{name}: {seen}, {count} replicas kept"
+            code = ReasonCode.STARTING if count > standing else ReasonCode.DRAINING
+            return code, f"{seen}, {standing} to {count} replicas"
+        return ReasonCode.DEMAND_MET, f"{seen}, {count} replicas kept"
 
 
 def _sample(demand: DemandView, role: Role, ttft_s: float, itl_s: float) -> float | None:

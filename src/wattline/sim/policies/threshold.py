@@ -82,16 +82,21 @@ class Threshold:
         """Move at most one step, by the share of the budget that is drawn."""
         drawn_w = _drawn_w(snapshot)
         if drawn_w is None:
+            code = ReasonCode.HELD_METRICS_OUTAGE
             sentence = "draw is not measured: ceilings are kept"
         else:
             share = drawn_w / snapshot.budget.total_w
+            before = (self._step, self._braking)
             sentence = self._move(share, snapshot.time_s)
+            code = ReasonCode.STEADY if self._step == 0 else ReasonCode.BUDGET_BOUND
+            if before != (self._step, self._braking):
+                code = ReasonCode.CAPS_CHANGED
         settings = [self._setting(i) for i in range(len(self._products))]
         plan = all_replicas(self._fleet, settings)
         return decided(
             snapshot,
             plan,
-            [(ReasonCode.STEADY, f"{pool.name}: {sentence}") for pool in self._fleet.pools],
+            [(code, f"{pool.name}: {sentence}") for pool in self._fleet.pools],
             caps=direct_steps(snapshot, gpu_targets(snapshot, settings, settings)),
             replicas=replica_steps(snapshot, self._fleet, plan),
         )
