@@ -27,9 +27,9 @@ class Target(StrictModel):
 
     pool: str | None = None
     """Name of a pool."""
-    node: int | None = Field(default=None, ge=0)
+    node: int | None = Field(default=None, ge=0, le=1_000_000)
     """Number of a node, from 0."""
-    gpu: int | None = Field(default=None, ge=0)
+    gpu: int | None = Field(default=None, ge=0, le=1_000_000)
     """Number of a GPU, from 0."""
 
     @model_validator(mode="after")

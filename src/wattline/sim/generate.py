@@ -89,7 +89,7 @@ class MixShift:
 def wave(position: Floats) -> Floats:
     """Return a smooth wave of period 1: 0 at whole numbers, 1 half-way between, mean 1/2.
 
-    A cubic within 0.01 of (1 - cos(2 pi x)) / 2 that is exact arithmetic on every CPU.
+    A cubic within 0.0101 of (1 - cos(2 pi x)) / 2 that is exact arithmetic on every CPU.
     """
     phase = position - np.floor(position)
     up = 1.0 - np.abs(2.0 * phase - 1.0)
