@@ -114,7 +114,8 @@ def _fit_both(
         minimum = (roles.prefill_min, roles.decode_min)
         fitted = fit_directional(present, proposed, (prefill_w, decode_w), budget_w, minimum)
         return fitted, ClampReason.CLAMPED
-    shrunk = shrink_pair(proposed, roles, budget_w)
+    prefill, decode = shrink_pair(proposed, roles, budget_w)
+    shrunk = (min(prefill, proposed[0]), min(decode, proposed[1]))
     if _is_swap(shrunk, current) and peak_watts(current, shrunk, roles) > budget_w:
         held, reason = _stage_if_needed(shrunk, current, roles, budget_w)
         return held, reason or ClampReason.CLAMPED
@@ -159,21 +160,21 @@ def _shrink_single(
 
 
 def shrink_pair(proposed: tuple[int, int], roles: Roles, budget_w: int) -> tuple[int, int]:
-    """Shrink both roles in proportion until they fit.
+    """Shrink both roles in proportion until they fit; a role below its minimum comes out at it.
 
-    InfeasibleError if the minimum footprint does not fit.
+    InfeasibleError if neither the proposal nor the minimum footprint fits.
     """
+    prefill_w, decode_w = roles.prefill_watts or 0, roles.decode_watts or 0
+    prefill, decode = proposed
+    projected = project_watts(proposed, roles)
+    if projected <= budget_w:
+        return proposed
     if not minimum_fits(budget_w, roles):
         raise InfeasibleError(
             f"budget of {budget_w} W is below the minimum footprint of "
             f"{project_watts((roles.prefill_min, roles.decode_min), roles)} W: raise the budget or "
             "lower the minimum replicas"
         )
-    prefill_w, decode_w = roles.prefill_watts or 0, roles.decode_watts or 0
-    prefill, decode = proposed
-    projected = project_watts(proposed, roles)
-    if projected <= budget_w:
-        return proposed
     if prefill_w:
         room = (budget_w - roles.decode_min * decode_w) // prefill_w
         scaled = math.floor(prefill * (budget_w / projected))
@@ -181,7 +182,7 @@ def shrink_pair(proposed: tuple[int, int], roles: Roles, budget_w: int) -> tuple
     if decode_w:
         room = (budget_w - prefill * prefill_w) // decode_w
         decode = min(decode, max(roles.decode_min, room))
-    return min(prefill, proposed[0]), decode
+    return prefill, decode
 
 
 def fit_directional(
