@@ -72,3 +72,7 @@ class EngineModel(Protocol):
     def cost(self, work: ForwardPass, setting: Setting, derate: float = 1.0) -> PassCost:
         """Cost of one pass under `setting`; `derate` < 1 is a GPU slowed by heat or hardware."""
         ...
+
+    def __hash__(self) -> int:
+        """Equal engines are equal keys."""
+        ...

@@ -25,7 +25,8 @@ class Settings:
     What may be chosen
         cap_step_w: distance of neighbouring power limits, in watts. 25 W is the step that the best
         static caps are swept in; finer steps gain less than the models' error.
-        clock_steps: clock ceilings offered beside the caps, as fractions of the maximum.
+        clock_steps: clock ceilings offered beside the caps, as fractions of the maximum. None: none
+        for throughput, tenths of the maximum down to a half for energy.
 
     How demand is seen
         expected: per deployment, the mean request before any was seen (empty: 1,024 prompt tokens
@@ -48,8 +49,9 @@ class Settings:
         cap_hold_s: least time between two changes of a pool's setting, unless a change is urgent:
         the plan no longer fits, or serves less than `urgent_gain` would.
         cap_deadband_w: smaller changes of a cap are left alone unless needed to fit.
-        min_gain, urgent_gain: relative gain (requests served, capacity, or watts saved) from which
-        a change is worth making, and is worth making at once.
+        min_gain, urgent_gain: relative gain in requests served (or watts saved) from which a change
+        is worth making, and is worth making at once. spare_gain: the same for capacity that no
+        demand asks for.
         repair_s: how often limits that differ from their grants are granted anew.
     """
 
@@ -58,7 +60,7 @@ class Settings:
     objective: Literal["throughput", "energy"] = "throughput"
     headroom: float = 1.1
     cap_step_w: float = 25.0
-    clock_steps: tuple[float, ...] = (1.0,)
+    clock_steps: tuple[float, ...] | None = None
     expected: tuple[Mix, ...] = ()
     rate_window_s: float = 10.0
     mix_window_s: float = 60.0
@@ -77,6 +79,7 @@ class Settings:
     cap_deadband_w: float = 10.0
     min_gain: float = 0.01
     urgent_gain: float = 0.1
+    spare_gain: float = 0.05
     repair_s: float = 5.0
 
     def __post_init__(self) -> None:
@@ -96,11 +99,19 @@ class Settings:
             self._check(name, getattr(self, name) > 0, "above 0")
         for name in ("stale_s", "replica_interval_s", "replica_down_s", "replica_hold_s"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("cap_hold_s", "cap_deadband_w", "min_gain", "urgent_gain", "repair_s"):
+        for name in (
+            "cap_hold_s",
+            "cap_deadband_w",
+            "min_gain",
+            "urgent_gain",
+            "spare_gain",
+            "repair_s",
+        ):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         self._check("headroom", 1.0 <= self.headroom < 100.0, "1 or more")
-        self._check("clock_steps", all(0.0 < c <= 1.0 for c in self.clock_steps), "0 to 1 each")
-        self._check("clock_steps", len(self.clock_steps) > 0, "at least one, such as 1.0")
+        clocks = (1.0,) if self.clock_steps is None else self.clock_steps
+        good = len(clocks) > 0 and all(0.0 < clock <= 1.0 for clock in clocks)
+        self._check("clock_steps", good, "at least one, each above 0 and at most 1")
         self._check("history_bins", 1 <= self.history_bins <= 10_000, "1 to 10,000")
 
     def _check(self, name: str, good: bool, remedy: str) -> None:

@@ -1,0 +1,201 @@
+"""Busy thresholds of the frontends, from the caps and replicas in force.
+
+What capping takes away, the frontend sheds first: a worker may hold no more than it can serve
+within the targets. The thresholds are those of Dynamo's `/busy_threshold`: a worker is busy when it
+strictly exceeds any of them, and a request is refused when all workers are busy.
+
+Prompt tokens a worker may hold: the tokens that it computes within the TTFT target, less what
+follows the prefill (moving the cache, the first decode step), the half pass that a prompt waits for
+its neighbours in the last pass, and the prompt itself. Decode blocks: the share of the KV cache in
+use when the largest batch that meets the ITL target decodes, less what is on its way from prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from wattline.core.decision import Admission
+from wattline.core.engine import EngineModel, ForwardPass
+from wattline.core.fleet import Fleet, Role, Setting, Slo
+from wattline.core.mix import Mix
+
+# Share of a target that is planned for; the rest is for arrivals that cluster.
+_MARGIN = 0.95
+# Moving a prompt's cache between replicas: one 400 Gb/s port per GPU.
+_LINK_BYTES_PER_S = 50e9
+_CACHE_ENTRIES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """Replicas of a pool that serve, and the setting that they obey now."""
+
+    ready: int
+    setting: Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One pool as the frontends of its deployment meet it."""
+
+    role: Role
+    engine: EngineModel
+    gpus_per_replica: int
+    in_force: InForce
+
+
+def admission(
+    deployment: int,
+    fleet: Fleet,
+    engines: Sequence[EngineModel],
+    pools: Sequence[InForce],
+    mix: Mix,
+    slo: Slo,
+) -> Admission:
+    """Thresholds of deployment number `deployment`; `pools` are those of the fleet, in order.
+
+    The same rule serves every policy.
+    """
+    name = fleet.deployments[deployment].name
+    workers = [
+        Worker(pool.role, engine, pool.gpus_per_replica, in_force)
+        for pool, engine, in_force in zip(fleet.pools, engines, pools, strict=True)
+        if pool.deployment == name
+    ]
+    return worker_admission(workers, mix, slo)
+
+
+def worker_admission(workers: Sequence[Worker], mix: Mix, slo: Slo) -> Admission:
+    """Thresholds of one deployment from its pools.
+
+    Thresholds hold for all workers of a frontend, so the pool that can take least sets them. Pools
+    that serve nothing do not count; without any the thresholds stay unset.
+    """
+    serving = [worker for worker in workers if worker.in_force.ready > 0]
+    tokens, blocks = [], []
+    prompt_s = 0.0
+    for worker in serving:
+        if worker.role is not Role.DECODE:
+            held, own_s = _prompt_limit(worker, mix, slo)
+            tokens.append(held)
+            prompt_s = max(prompt_s, own_s)
+    for worker in serving:
+        if worker.role is Role.DECODE:
+            blocks.append(_decode_limit(worker, mix, slo, prompt_s))
+        elif worker.role is Role.AGGREGATED:
+            blocks.append(_mixed_limit(worker, mix, slo))
+    return Admission(
+        active_decode_blocks=min(blocks) if blocks else None,
+        active_prefill_tokens=min(tokens) if tokens else None,
+    )
+
+
+def _prompt_limit(worker: Worker, mix: Mix, slo: Slo) -> tuple[float, float]:
+    """Prompt tokens that a worker may hold, and seconds that a mean prompt takes on it."""
+    batch = 0
+    if worker.role is Role.AGGREGATED:
+        batch = _mixed_batch(worker.engine, worker.in_force.setting, mix, slo)
+    rate, pass_s = _prompt_rate(worker.engine, worker.in_force.setting, mix, batch)
+    moving_s = 0.0
+    if worker.role is Role.PREFILL:
+        moved = worker.engine.kv_bytes_per_token * mix.input_tokens
+        moving_s = moved / (_LINK_BYTES_PER_S * worker.gpus_per_replica) + slo.itl_s
+    left_s = _MARGIN * slo.ttft_s - moving_s - 0.5 * pass_s
+    own_s = mix.computed_tokens / rate + moving_s
+    return float(max(0, int(rate * left_s - mix.computed_tokens))), round(own_s, 6)
+
+
+def _decode_limit(worker: Worker, mix: Mix, slo: Slo, prompt_s: float) -> float:
+    """Share of KV blocks that a decode worker may hold."""
+    batch = _decode_batch(worker.engine, worker.in_force.setting, mix, slo)
+    # Prompts that were admitted and are not here yet: a batch turns over once per answer.
+    answer_s = slo.itl_s * mix.output_tokens
+    coming = batch * min(1.0, prompt_s / answer_s)
+    return _share(worker.engine, max(0.0, batch - coming) * _context(mix))
+
+
+def _mixed_limit(worker: Worker, mix: Mix, slo: Slo) -> float:
+    """Share of KV blocks that an aggregated worker may hold."""
+    batch = _mixed_batch(worker.engine, worker.in_force.setting, mix, slo)
+    return _share(worker.engine, batch * _context(mix))
+
+
+def _share(engine: EngineModel, tokens: float) -> float:
+    return round(min(1.0, tokens / engine.kv_capacity_tokens), 4)
+
+
+def _context(mix: Mix) -> float:
+    """Mean tokens of context of a sequence over its time in decode."""
+    return mix.input_tokens + 0.5 * mix.output_tokens
+
+
+@lru_cache(maxsize=_CACHE_ENTRIES)
+def _prompt_rate(
+    engine: EngineModel, setting: Setting, mix: Mix, batch: int
+) -> tuple[float, float]:
+    """Prompt tokens per second in full passes beside `batch` decoding sequences, and a pass's time.
+
+    A pass holds as many mean prompts as fit, whole ones or a chunk of one.
+    """
+    room = max(1, engine.max_batched_tokens - batch)
+    computed = max(1.0, mix.computed_tokens)
+    tokens = min(room, max(1, int(computed)) * max(1, int(room / computed)))
+    # Every token attends to what precedes it in its prompt: half of it on average, and all of what
+    # was found in the cache.
+    attended = mix.input_tokens - 0.5 * computed
+    work = ForwardPass(
+        prefill_tokens=tokens,
+        prefill_context=tokens * attended,
+        decode_batch=batch,
+        decode_kv_tokens=batch * _context(mix),
+    )
+    pass_s = engine.cost(work, setting).duration_s
+    return tokens / pass_s, pass_s
+
+
+@lru_cache(maxsize=_CACHE_ENTRIES)
+def _decode_batch(engine: EngineModel, setting: Setting, mix: Mix, slo: Slo) -> int:
+    """Largest batch whose step meets the ITL target and whose contexts fit into the cache."""
+    target_s = _MARGIN * slo.itl_s
+    return _largest(engine, mix, lambda batch: _step_s(engine, setting, mix, batch) <= target_s)
+
+
+@lru_cache(maxsize=_CACHE_ENTRIES)
+def _mixed_batch(engine: EngineModel, setting: Setting, mix: Mix, slo: Slo) -> int:
+    """Largest batch that meets the ITL target while the prompts that feed it are computed.
+
+    A batch of b takes b / (ITL x output tokens) new prompts per second; the share of time that they
+    take stretches every step.
+    """
+    target_s = _MARGIN * slo.itl_s
+    rate, _ = _prompt_rate(engine, setting, mix, 0)
+
+    def meets(batch: int) -> bool:
+        prompts_rps = batch / (target_s * mix.output_tokens)
+        left = 1.0 - prompts_rps * mix.computed_tokens / rate
+        return left > 0.0 and _step_s(engine, setting, mix, batch) <= target_s * left
+
+    return _largest(engine, mix, meets)
+
+
+def _step_s(engine: EngineModel, setting: Setting, mix: Mix, batch: int) -> float:
+    work = ForwardPass(decode_batch=batch, decode_kv_tokens=batch * _context(mix))
+    return engine.cost(work, setting).duration_s
+
+
+def _largest(engine: EngineModel, mix: Mix, meets: Callable[[int], bool]) -> int:
+    """Largest batch for which `meets` holds (it holds up to some batch and not beyond), 0 if none.
+
+    Bounded by the engine's own limit and by the cache.
+    """
+    low = 0
+    high = min(engine.max_num_seqs, int(engine.kv_capacity_tokens / _context(mix))) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if meets(middle):
+            low = middle
+        else:
+            high = middle
+    return low
