@@ -1,4 +1,7 @@
-"""The reference page of scenarios, rendered from the schema so that the two cannot disagree."""
+"""The reference page of scenarios, rendered from the schema so that the two cannot disagree.
+
+`python -m wattline.sim.scenario_docs > docs/reference/scenario.md`
+"""
 
 from __future__ import annotations
 
@@ -140,3 +143,7 @@ def _plain(value: float) -> str:
 
 def _escaped(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

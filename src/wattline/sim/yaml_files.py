@@ -21,9 +21,13 @@ from wattline.core.errors import InputError
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 20
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)\Z", re.IGNORECASE)
 _NULL = ("", "~", "null", "Null", "NULL")
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+)
 
 Path = tuple[str | int, ...]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -107,6 +111,8 @@ class _Reader:
         if id(node) in self._seen:
             raise self._refused(line, path, "an alias", "write the value out")
         self._seen.add(id(node))
+        if node.tag not in _PLAIN_TAGS:
+            raise self._refused(line, path, node.tag, "tags are not used here")
         if len(path) > _MAX_DEPTH:
             raise self._refused(line, path, "deeply nested", f"nest at most {_MAX_DEPTH} deep")
         if isinstance(node, yaml.MappingNode):
@@ -130,9 +136,6 @@ class _Reader:
     def _scalar(self, node: yaml.Node, path: Path, line: int) -> Any:
         text = str(node.value)
         plain = getattr(node, "style", None) is None
-        known = node.tag.startswith("tag:yaml.org,2002:")
-        if not known or node.tag.endswith(":binary"):
-            raise self._refused(line, path, node.tag, "tags are not used here")
         if not plain:
             return text
         if text in _NULL:
