@@ -26,7 +26,7 @@ class LimiterNoise:
     """
 
     mean_fraction: float = 0.987
-    sample_sigma: float = 0.105
+    sample_sigma: float = 0.103
     memory: float = 0.11
     replica_correlation: float = 0.1
 

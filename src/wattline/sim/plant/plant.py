@@ -290,6 +290,10 @@ class Plant:
             draw_w=self._sampler.take_gpu_means(),
         )
 
+    def enforced_w(self) -> list[float]:
+        """Enforced limit of every GPU now."""
+        return list(self._bank.enforced_w)
+
     def pool_view(self, pool: int) -> PoolCounters:
         """Replicas and load of one pool now."""
         replicas = self._workers.pools[pool]
