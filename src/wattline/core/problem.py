@@ -22,8 +22,9 @@ class PoolProblem:
     settings: all different. rate_rps: requests per second that one replica serves within its
     targets, per setting. draw_w: mean watts per GPU at that rate, per setting. draw_curve_w
     (optional): per setting, mean watts per GPU at evenly spaced loads from none to all of its rate;
-    without it draw runs straight from `idle_w` to `draw_w`. parked_w: watts booked for a GPU that serves nothing (its lowest
-    limit); parked_draw_w: what such a GPU draws (None: `idle_w`, or `parked_w` if that is less).
+    without it draw runs straight from `idle_w` to `draw_w`. parked_w: watts booked for a GPU that
+    serves nothing (its lowest limit). parked_draw_w: what such a GPU draws (None: the lesser of
+    `idle_w` and `parked_w`).
     fixed_replicas: set when only watts may change; it overrides floor and ceiling.
     Rates and draws may be shared tuples: equal pools that share them are solved once.
     """
