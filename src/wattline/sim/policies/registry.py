@@ -16,6 +16,7 @@ from wattline.sim.policies.dynamo_clamp import DynamoClamp, DynamoClampBest
 from wattline.sim.policies.fixed import BestStatic, StaticCaps, Uncapped, UniformCap
 from wattline.sim.policies.slo_scaler import SloScaler
 from wattline.sim.policies.threshold import Threshold
+from wattline.sim.policies.wattline import Oracle, Wattline
 
 
 class StartingPolicy(Policy, Protocol):
@@ -35,6 +36,8 @@ _POLICIES: dict[str, Callable[[Settings, PolicyContext], StartingPolicy]] = {
     DynamoClampBest.name: DynamoClampBest,
     Threshold.name: Threshold,
     SloScaler.name: SloScaler,
+    Wattline.name: Wattline,
+    Oracle.name: Oracle,
 }
 
 
