@@ -17,8 +17,8 @@ class PoolCase:
 
     before and plan: the setting followed until now and from now on. target: stabilised replicas.
     demand_rps and capacity_rps are the deployment's; other_w: change of the caps of the
-    deployment's other phase, in watts summed over its GPUs. speed: share of its speed that the pool
-    has left. over_w: watts by which the bookings exceed what is usable.
+    deployment's other phase, in watts summed over its GPUs. speed: share of its speed that the
+    slowest replica has left. over_w: watts by which the bookings exceed what is usable.
     """
 
     index: int
@@ -127,7 +127,7 @@ def _what_changed(case: PoolCase) -> tuple[ReasonCode, str]:
     if case.speed < 1.0:
         return (
             ReasonCode.DERATED,
-            f"its GPUs run at {case.speed:.0%} of their speed, which watts do not mend; "
+            f"its slowest replica runs at {case.speed:.0%} of its speed, which watts do not mend; "
             f"{_served(case)}",
         )
     if case.binding is Binding.BUDGET or case.binding is Binding.FLOOR:

@@ -101,7 +101,7 @@ def held_elsewhere_w(gpus: GpuArrays, parked_w: Floats) -> float:
     """
     away = (gpus.phase == _DRAINING) | (gpus.phase == _LOST)
     above = gpus.booked_w - parked_w[gpus.pool]
-    return _total(above[away & (above > 0.0)])
+    return total_w(above[away & (above > 0.0)])
 
 
 def excess_w(gpus: GpuArrays) -> float:
@@ -111,7 +111,7 @@ def excess_w(gpus: GpuArrays) -> float:
     """
     counted = (gpus.phase != _DRAINING) & (gpus.phase != _LOST)
     above = gpus.booked_w - gpus.granted_w
-    return _total(above[counted & (above > _SAME_W)])
+    return total_w(above[counted & (above > _SAME_W)])
 
 
 def cap_steps(
@@ -217,7 +217,7 @@ def _raises(
     blocked = _replica_keys(gpus, np.flatnonzero(gpus.ready & gpus.silent))
     keys = _replica_keys(gpus, candidates)
     candidates = candidates[~np.isin(keys, blocked)]
-    free_w = usable_w - _total(gpus.booked_w)
+    free_w = usable_w - total_w(gpus.booked_w)
     if not candidates.size or free_w < 0.0:
         return (*none[:2], _counts(gpus.pool[candidates], pools), none[3])
     order = _by_shortage(gpus, target, candidates, pools)
@@ -287,5 +287,6 @@ def _milliwatts(watts: Floats) -> Ints:
     return rounded
 
 
-def _total(watts: Floats) -> float:
+def total_w(watts: Floats) -> float:
+    """Sum of `watts` in whole milliwatts: the same on every processor."""
     return int(np.sum(_milliwatts(watts))) / 1000.0

@@ -1,0 +1,215 @@
+"""From a snapshot to the allocation problem: rates and watts of every pool under every setting.
+
+A `Layout` is what settings imply for ever: which pools form a deployment, which settings a pool may
+choose from. It also remembers derived tables, because demand in force seldom changes; what is
+remembered never changes an outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+
+import numpy as np
+
+from wattline.core.capacity import Capacity, capacity
+from wattline.core.decision import PoolPlan
+from wattline.core.demand import Demand
+from wattline.core.fleet import GpuProduct, Role, Setting
+from wattline.core.mix import Mix
+from wattline.core.problem import DeploymentProblem, PoolProblem
+from wattline.core.settings import Settings
+from wattline.core.snapshot import PoolView
+from wattline.core.transition import Floats, GpuArrays
+
+# Clock ceilings offered when joules are to be saved, as fractions of the maximum clock. Below about
+# half of it, static power outweighs what a slower clock saves.
+_ENERGY_CLOCKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+_TABLES = 4096
+# A backlog never makes a pool look slower than this share of its rate.
+_LEAST_SHARE = 0.2
+
+
+class Layout:
+    """What `settings` imply for every tick."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        fleet = settings.fleet
+        names = {deployment.name: index for index, deployment in enumerate(fleet.deployments)}
+        self.deployment_of = tuple(names[pool.deployment] for pool in fleet.pools)
+        members: list[list[int]] = [[] for _ in fleet.deployments]
+        for index, deployment in enumerate(self.deployment_of):
+            members[deployment].append(index)
+        self.pools_of = tuple(tuple(pools) for pools in members)
+        products = {product.name: product for product in fleet.products}
+        self.products = tuple(products[pool.gpu] for pool in fleet.pools)
+        grids = {name: _grid(product, settings) for name, product in products.items()}
+        self.grids = tuple(grids[pool.gpu] for pool in fleet.pools)
+        self.parked_w: Floats = np.array([product.min_limit_w for product in self.products])
+        self.gpus_per_replica = tuple(pool.gpus_per_replica for pool in fleet.pools)
+        self.most_replicas = tuple(
+            min(pool.max_replicas, pool.gpus // pool.gpus_per_replica) for pool in fleet.pools
+        )
+        self.horizon_s = tuple(
+            settings.replica_interval_s + max(fleet.pools[pool].startup_s for pool in pools)
+            for pools in self.pools_of
+        )
+        kinds: dict[object, int] = {}
+        self._kind = tuple(
+            kinds.setdefault((engine, pool.role, pool.gpu), len(kinds))
+            for engine, pool in zip(settings.engines, fleet.pools, strict=True)
+        )
+        self._tables: dict[tuple[object, ...], Capacity] = {}
+        self._rates: dict[tuple[object, ...], tuple[float, ...]] = {}
+
+    def table(self, pool: int, mix: Mix, servers: int, derate: float = 1.0) -> Capacity:
+        """Rates and draws of one replica of `pool` under each setting of its grid.
+
+        `servers` replicas share a queue; `derate` is the speed left of a slowed one.
+        """
+        deployment = self.settings.fleet.deployments[self.deployment_of[pool]]
+        key = (self._kind[pool], mix, deployment.slo, servers, derate)
+        found = self._tables.get(key)
+        if found is None:
+            if len(self._tables) >= _TABLES:
+                self._tables.clear()
+                self._rates.clear()
+            role = self.settings.fleet.pools[pool].role
+            engine, grid = self.settings.engines[pool], self.grids[pool]
+            found = capacity(
+                engine, role, grid, mix, deployment.slo, servers=servers, derate=derate
+            )
+            self._tables[key] = found
+        return found
+
+    def rates_rps(
+        self, pool: int, mix: Mix, servers: int, speeds: tuple[float, ...], share: float
+    ) -> tuple[float, ...]:
+        """Mean rate of a replica per setting, times `share`; equal calls share one tuple.
+
+        `speeds` holds the speed of every serving replica, and is empty when all are healthy.
+        """
+        healthy = self.table(pool, mix, servers)
+        if not speeds and share == 1.0:
+            return healthy.rate_rps
+        key = (id(healthy), speeds, share)
+        found = self._rates.get(key)
+        if found is None:
+            tables = [self.table(pool, mix, servers, speed) for speed in speeds] or [healthy]
+            columns = zip(*(table.rate_rps for table in tables), strict=True)
+            found = tuple(round(share * fsum(column) / len(tables), 9) for column in columns)
+            self._rates[key] = found
+        return found
+
+
+def _grid(product: GpuProduct, settings: Settings) -> tuple[Setting, ...]:
+    """List the settings that GPUs of `product` may get: caps by clock ceilings."""
+    low, high = product.min_limit_w, product.max_limit_w
+    steps = int((high - low) / settings.cap_step_w + 1e-9)
+    caps = [round(low + step * settings.cap_step_w, 3) for step in range(steps + 1)]
+    if high - caps[-1] > 1e-6:
+        caps.append(high)
+    offered = settings.clock_steps
+    if offered is None:
+        offered = _ENERGY_CLOCKS if settings.objective == "energy" else (1.0,)
+    lowest = 0.0
+    if product.min_clock_mhz is not None and product.max_clock_mhz:
+        lowest = product.min_clock_mhz / product.max_clock_mhz
+    clocks = [clock for clock in offered if clock >= lowest] or [1.0]
+    return tuple(Setting(cap, clock) for clock in clocks for cap in caps)
+
+
+def replica_speeds(gpus: GpuArrays, pools: int) -> tuple[tuple[float, ...], ...]:
+    """Per pool: speed of the slowest GPU of every serving replica; empty if all are healthy.
+
+    A replica runs at the pace of its slowest GPU, so a derated one takes capacity, not watts.
+    """
+    healthy: tuple[tuple[float, ...], ...] = ((),) * pools
+    serving = np.flatnonzero(gpus.ready)
+    if not serving.size or not np.any(gpus.derate[serving] < 1.0):
+        return healthy
+    order = serving[np.lexsort((gpus.replica[serving], gpus.pool[serving]))]
+    pool, replica = gpus.pool[order], gpus.replica[order]
+    new = (pool[1:] != pool[:-1]) | (replica[1:] != replica[:-1])
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+    slowest = np.clip(np.round(np.minimum.reduceat(gpus.derate[order], starts), 2), 0.05, 1.0)
+    speeds: list[list[float]] = [[] for _ in range(pools)]
+    for owner, speed in zip(pool[starts].tolist(), slowest.tolist(), strict=True):
+        speeds[owner].append(speed)
+    return tuple(tuple(sorted(own)) if own and min(own) < 1.0 else () for own in speeds)
+
+
+def backlog_rps(
+    layout: Layout, deployment: int, demand: Demand, views: Sequence[PoolView]
+) -> float:
+    """Say by how many requests/s prefill has to beat demand to work its backlog off in time.
+
+    Prompt tokens up to what the pools compute within the TTFT target are no backlog.
+    """
+    settings = layout.settings
+    slo = settings.fleet.deployments[deployment].slo
+    queued = most = 0.0
+    for pool in layout.pools_of[deployment]:
+        if settings.fleet.pools[pool].role is Role.DECODE:
+            continue
+        tokens = views[pool].queued_prefill_tokens
+        if tokens is not None and tokens == tokens:
+            queued += tokens
+        ready = views[pool].ready
+        rate = max(layout.table(pool, demand.mix, max(1, ready)).rate_rps)
+        most += ready * rate * demand.mix.computed_tokens * slo.ttft_s
+    excess = queued - most
+    if excess <= 0.0:
+        return 0.0
+    return excess / max(1.0, demand.mix.computed_tokens) / settings.drain_s
+
+
+def problem(
+    layout: Layout,
+    deployment: int,
+    demand: Demand,
+    present: Sequence[PoolPlan],
+    views: Sequence[PoolView],
+    speeds: Sequence[tuple[float, ...]],
+    *,
+    replicas_too: bool,
+) -> DeploymentProblem:
+    """Allocation problem of one deployment.
+
+    `present` and `views` are per pool of the fleet. With `replicas_too` the replicas may change
+    between floor and ceiling and the demand is the one ahead; otherwise they are those that serve.
+    """
+    fleet = layout.settings.fleet
+    rate_rps = demand.ahead_rps if replicas_too else demand.rate_rps
+    backlog = backlog_rps(layout, deployment, demand, views)
+    # A backlog is planned for as prompts that take longer, so that decode is not asked for more.
+    pressure = round(rate_rps / (rate_rps + backlog), 1) if backlog > 0.0 else 1.0
+    pools = []
+    for index in layout.pools_of[deployment]:
+        pool, ready, most = fleet.pools[index], views[index].ready, layout.most_replicas[index]
+        servers = max(1, ready)
+        table = layout.table(index, demand.mix, servers)
+        share = 1.0 if pool.role is Role.DECODE else max(_LEAST_SHARE, pressure)
+        pools.append(
+            PoolProblem(
+                role=pool.role,
+                gpus=pool.gpus,
+                gpus_per_replica=pool.gpus_per_replica,
+                parked_w=float(layout.parked_w[index]),
+                min_replicas=min(pool.min_replicas, most),
+                max_replicas=most,
+                settings=layout.grids[index],
+                rate_rps=layout.rates_rps(index, demand.mix, servers, speeds[index], share),
+                draw_w=table.draw_w,
+                idle_w=table.idle_w,
+                current=present[index],
+                fixed_replicas=None
+                if replicas_too
+                else min(views[index].ready, pool.gpus // pool.gpus_per_replica),
+                draw_curve_w=table.draw_curve_w,
+            )
+        )
+    return DeploymentProblem(
+        priority=fleet.deployments[deployment].priority, demand_rps=rate_rps, pools=tuple(pools)
+    )
