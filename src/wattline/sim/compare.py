@@ -1,0 +1,68 @@
+"""Several policies at several budgets on one experiment: the cells of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from wattline.sim.experiment import Experiment
+from wattline.sim.policies.sweep import widest_step_w
+from wattline.sim.result import Run
+from wattline.sim.runs import HINDSIGHT, Job, best, jobs_for, run_all
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One run per policy and budget, in the order asked for; `notes` say what sweeps found."""
+
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...]
+
+
+def compare(
+    experiment: Experiment,
+    policies: Sequence[str],
+    budgets_w: Sequence[float],
+    *,
+    workers: int,
+    progress: Callable[[float], None] | None = None,
+) -> Comparison:
+    """Run every policy at every budget; `progress` gets the share of each run that ends."""
+    cells = [(policy, budget_w) for budget_w in budgets_w for policy in policies]
+    jobs: list[Job] = []
+    spans: list[tuple[int, int]] = []
+    for policy, budget_w in cells:
+        wanted = jobs_for(experiment, policy, budget_w)
+        spans.append((len(jobs), len(jobs) + len(wanted)))
+        jobs.extend(wanted)
+    finished: dict[int, Run] = {}
+    for index, run in run_all(experiment, jobs, workers):
+        finished[index] = run
+        if progress is not None:
+            progress(1.0 / len(jobs))
+    runs, notes = [], []
+    for (policy, budget_w), (first, last) in zip(cells, spans, strict=True):
+        chosen = best([finished[index] for index in range(first, last)])
+        runs.append(chosen)
+        if policy in HINDSIGHT:
+            notes.append(_sweep_note(experiment, jobs[first:last], finished, first, chosen))
+    return Comparison(tuple(runs), tuple(notes))
+
+
+def _sweep_note(
+    experiment: Experiment, jobs: Sequence[Job], finished: dict[int, Run], first: int, chosen: Run
+) -> str:
+    winner = next(
+        job for offset, job in enumerate(jobs) if finished[first + offset] is chosen
+    )
+    assert winner.pool_caps_w is not None
+    caps = ", ".join(
+        f"{pool.name} {cap:.0f} W"
+        for pool, cap in zip(experiment.fleet.pools, winner.pool_caps_w, strict=True)
+    )
+    splits = [job.pool_caps_w for job in jobs if job.pool_caps_w is not None]
+    step = f" in steps of up to {widest_step_w(splits):.0f} W" if len(splits) > 1 else ""
+    return (
+        f"{winner.policy} at {winner.budget_w:,.0f} W: the best of {len(jobs)} splits{step} "
+        f"is {caps}."
+    )

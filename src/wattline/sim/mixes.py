@@ -1,0 +1,47 @@
+"""Mean request of a deployment, followed slowly: what admission thresholds are derived from."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+from wattline.core.mix import Mix
+from wattline.sim.plant.outcomes import DemandCounters
+
+_MEMORY_REQUESTS = 500.0
+"""Requests that the running means remember."""
+_STEP = log(1.05)
+"""Means move in steps of 5 %, so that thresholds change seldom."""
+
+
+class RunningMix:
+    """Means over about the last `_MEMORY_REQUESTS` requests, starting from what is expected."""
+
+    def __init__(self, expected: Mix) -> None:
+        weight = 50.0
+        self._requests = self._completions = weight
+        self._input = expected.input_tokens * weight
+        self._cached = self._input * expected.cached_fraction
+        self._output = expected.output_tokens * weight
+
+    def add(self, counters: DemandCounters) -> None:
+        """Take the counts of one tick in."""
+        fade = _MEMORY_REQUESTS / (_MEMORY_REQUESTS + counters.arrivals)
+        self._requests = self._requests * fade + counters.arrivals
+        self._input = self._input * fade + counters.input_tokens_sum
+        self._cached = self._cached * fade + counters.cached_tokens_sum
+        fade = _MEMORY_REQUESTS / (_MEMORY_REQUESTS + counters.completions)
+        self._completions = self._completions * fade + counters.completions
+        self._output = self._output * fade + counters.output_tokens_sum
+
+    @property
+    def current(self) -> Mix:
+        """Means in whole steps."""
+        return Mix(
+            _stepped(self._input / self._requests),
+            _stepped(self._output / self._completions),
+            round(self._cached / self._input, 1),
+        )
+
+
+def _stepped(value: float) -> float:
+    return float(round(exp(_STEP * round(log(max(1.0, value)) / _STEP))))
