@@ -12,9 +12,10 @@ fraction of the maximum:
                 + compute_w * volt(f) * (stall + (1 - stall) * busy / time(f))
 
 `watts` never falls with `f`, so under a cap the clock is the highest at which watts <= cap. When
-even the lowest clock draws more, the GPU runs only a share of the time (duty cycling) between that
-draw and idle: arithmetic and memory then both fall off a cliff. The cap below which a memory-bound
-pass falls is its memory floor.
+even the lowest clock draws more, the memory drops to its low clock state (`memory_low` of its
+bandwidth, on parts that have one), and if that is not enough the GPU runs only a share of the time
+(duty cycling) between that draw and idle. Both are cliffs: the cap at which a memory-bound pass
+falls off is its memory floor.
 
 Sources: CMOS dynamic power C*V^2*f with a lowest voltage below which only f falls; the shape of
 published cap sweeps (docs/reference/cap-response.md).
@@ -49,8 +50,9 @@ class CapResponse:
     units at full clock. memory_w: added by saturated memory. stall: share of compute_w that units
     draw while they wait. gamma: exponent of power over clock. voltage_floor: clock below which
     power is linear in clock. clock_min: lowest clock. memory_knee: clock below which memory
-    bandwidth falls with the clock. overlap: share of the shorter of arithmetic and memory time
-    hidden behind the longer. idle_w: drawn with a model loaded and nothing to do.
+    bandwidth falls with the clock. memory_low: share of bandwidth left in the memory's low clock
+    state, 1 for memory that has none (HBM). overlap: share of the shorter of arithmetic and memory
+    time hidden behind the longer. idle_w: drawn with a model loaded and nothing to do.
     """
 
     static_w: float
@@ -62,15 +64,20 @@ class CapResponse:
     voltage_floor: float = 0.6
     clock_min: float = 0.15
     memory_knee: float = 0.5
+    memory_low: float = 1.0
     overlap: float = 0.85
 
     def __post_init__(self) -> None:
         """Reject parameters under which watts could fall with the clock."""
         positive = min(self.static_w, self.compute_w, self.memory_w, self.idle_w)
-        fractions = (self.stall, self.voltage_floor, self.clock_min, self.memory_knee, self.overlap)
+        clocks = (self.voltage_floor, self.clock_min, self.memory_knee, self.memory_low)
+        fractions = (self.stall, self.overlap, *clocks)
         if not (positive >= 0.0 and self.gamma >= 1.0):
             raise ValueError(f"watts must not be negative and gamma not below 1: {self}")
-        if not all(0.0 <= share <= 1.0 for share in fractions) or self.clock_min <= 0.0:
+        if (
+            not all(0.0 <= share <= 1.0 for share in fractions)
+            or not self.clock_min * self.memory_low
+        ):
             raise ValueError(f"clocks and shares lie between 0 and 1: {self}")
 
     def perturbed(
@@ -135,7 +142,8 @@ class CapResponse:
         """Seconds and watts at a clock level."""
         clock = level / CLOCK_LEVELS
         busy = compute_s / clock
-        stream = memory_s if clock >= self.memory_knee else memory_s * self.memory_knee / clock
+        knee = self.memory_knee
+        stream = memory_s if clock >= knee else memory_s * knee / clock
         if busy > stream:
             total = busy + (1.0 - self.overlap) * stream + other_s
         else:
@@ -143,8 +151,9 @@ class CapResponse:
         if total <= 0.0:
             return 0.0, self.idle_w
         stall = self.stall
-        arithmetic = self.compute_w * volts[level] * (stall + (1.0 - stall) * busy / total)
-        return total, self.static_w + self.memory_w * memory_s / total + arithmetic
+        switching = volts[level] * (stall + (1.0 - stall) * busy / total)
+        watts = self.static_w + self.memory_w * memory_s / total + self.compute_w * switching
+        return total, watts
 
     def _settle_below(
         self,
@@ -156,28 +165,49 @@ class CapResponse:
         top: int,
         top_w: float,
     ) -> Settled:
-        """Find the highest level below `top` that obeys the cap; duty cycle if there is none."""
+        """Find the highest level below `top` that obeys the cap; go off the cliff if none does."""
         low = _lowest_level(self)
         low_s, low_w = self._at(volts, compute_s, memory_s, other_s, low)
         if low_w > cap_w:
-            room_w = low_w - self.idle_w
-            duty = (cap_w - self.idle_w) / room_w if room_w > 0.0 else _LOWEST_DUTY
-            duty = max(_LOWEST_DUTY, duty)
-            return Settled(low / CLOCK_LEVELS * duty, round(low_s / duty, 9), cap_w)
+            return self._below_floor(volts, compute_s, memory_s, other_s, cap_w, low)
         high, high_w = top, top_w
         while high - low > 1:
             # Watts grow smoothly with the clock: aim where the chord meets the cap, but always
             # shrink by an eighth from either end so that a curved stretch cannot stall the search.
             span = high - low
             middle = low + int(span * (cap_w - low_w) / (high_w - low_w))
-            margin = max(1, span >> 3)
-            middle = min(max(middle, low + margin), high - margin)
+            margin = (span >> 3) or 1
+            if middle < low + margin:
+                middle = low + margin
+            elif middle > high - margin:
+                middle = high - margin
             middle_s, middle_w = self._at(volts, compute_s, memory_s, other_s, middle)
             if middle_w > cap_w:
                 high, high_w = middle, middle_w
             else:
                 low, low_s, low_w = middle, middle_s, middle_w
         return Settled(low / CLOCK_LEVELS, round(low_s, 9), min(cap_w, round(low_w, 3)))
+
+    def _below_floor(
+        self,
+        volts: tuple[float, ...],
+        compute_s: float,
+        memory_s: float,
+        other_s: float,
+        cap_w: float,
+        low: int,
+    ) -> Settled:
+        """Settle where the lowest clock draws more than the cap: low memory state, then duty."""
+        low_s, low_w = self._at(volts, compute_s, memory_s / self.memory_low, other_s, low)
+        # The same bytes over a longer time, not more bytes.
+        low_w -= self.memory_w * (memory_s / self.memory_low - memory_s) / low_s
+        duty = 1.0
+        if low_w > cap_w:
+            room_w = low_w - self.idle_w
+            duty = (cap_w - self.idle_w) / room_w if room_w > 0.0 else _LOWEST_DUTY
+            duty = max(_LOWEST_DUTY, duty)
+        drawn_w = min(cap_w, round(low_w, 3))
+        return Settled(low / CLOCK_LEVELS * duty, round(low_s / duty, 9), drawn_w)
 
 
 @cache
