@@ -14,8 +14,9 @@ fraction of the maximum:
 `watts` never falls with `f`, so under a cap the clock is the highest at which watts <= cap. When
 even the lowest clock draws more, the memory drops to its low clock state (`memory_low` of its
 bandwidth, on parts that have one), and if that is not enough the GPU runs only a share of the time
-(duty cycling) between that draw and idle. Both are cliffs: the cap at which a memory-bound pass
-falls off is its memory floor.
+(duty cycling) between that draw and idle, not less than `lowest_duty`: boards for which that is 1
+draw more than a cap below their floor. Both are cliffs: the cap at which a memory-bound pass falls
+off is its memory floor.
 
 Sources: CMOS dynamic power C*V^2*f with a lowest voltage below which only f falls; the shape of
 published cap sweeps (docs/reference/cap-response.md).
@@ -29,9 +30,6 @@ from typing import NamedTuple
 
 CLOCK_LEVELS = 1000
 """Clocks are whole thousandths of the maximum (about 2 MHz): exact, and the same on every CPU."""
-
-_LOWEST_DUTY = 0.01
-"""A GPU capped below its idle draw still creeps on in the model, so that no time is infinite."""
 
 
 class Settled(NamedTuple):
@@ -51,8 +49,9 @@ class CapResponse:
     draw while they wait. gamma: exponent of power over clock. voltage_floor: clock below which
     power is linear in clock. clock_min: lowest clock. memory_knee: clock below which memory
     bandwidth falls with the clock. memory_low: share of bandwidth left in the memory's low clock
-    state, 1 for memory that has none (HBM). overlap: share of the shorter of arithmetic and memory
-    time hidden behind the longer. idle_w: drawn with a model loaded and nothing to do.
+    state, 1 for memory that has none (HBM). lowest_duty: least share of time that the limiter lets
+    the GPU run. overlap: share of the shorter of arithmetic and memory time hidden behind the
+    longer. idle_w: drawn with a model loaded and nothing to do.
     """
 
     static_w: float
@@ -65,19 +64,18 @@ class CapResponse:
     clock_min: float = 0.15
     memory_knee: float = 0.5
     memory_low: float = 1.0
+    lowest_duty: float = 0.01
     overlap: float = 0.85
 
     def __post_init__(self) -> None:
         """Reject parameters under which watts could fall with the clock."""
         positive = min(self.static_w, self.compute_w, self.memory_w, self.idle_w)
         clocks = (self.voltage_floor, self.clock_min, self.memory_knee, self.memory_low)
-        fractions = (self.stall, self.overlap, *clocks)
+        fractions = (self.stall, self.overlap, self.lowest_duty, *clocks)
         if not (positive >= 0.0 and self.gamma >= 1.0):
             raise ValueError(f"watts must not be negative and gamma not below 1: {self}")
-        if (
-            not all(0.0 <= share <= 1.0 for share in fractions)
-            or not self.clock_min * self.memory_low
-        ):
+        above_zero = self.clock_min * self.memory_low * self.lowest_duty > 0.0
+        if not (above_zero and all(0.0 <= share <= 1.0 for share in fractions)):
             raise ValueError(f"clocks and shares lie between 0 and 1: {self}")
 
     def perturbed(
@@ -204,10 +202,14 @@ class CapResponse:
         duty = 1.0
         if low_w > cap_w:
             room_w = low_w - self.idle_w
-            duty = (cap_w - self.idle_w) / room_w if room_w > 0.0 else _LOWEST_DUTY
-            duty = max(_LOWEST_DUTY, duty)
-        drawn_w = min(cap_w, round(low_w, 3))
-        return Settled(low / CLOCK_LEVELS * duty, round(low_s / duty, 9), drawn_w)
+            duty = (cap_w - self.idle_w) / room_w if room_w > 0.0 else 0.0
+            if duty < self.lowest_duty:
+                duty = self.lowest_duty
+                low_w = self.idle_w + duty * room_w
+            else:
+                low_w = cap_w
+        clock = round(low / CLOCK_LEVELS * duty, 6)
+        return Settled(clock, round(low_s / duty, 9), round(low_w, 3))
 
 
 @cache
