@@ -115,7 +115,7 @@ class RivalWriter(_Targeted):
 
 
 class NodeLost(_Targeted):
-    """The target's nodes go down with what runs on them; requests in flight are lost.
+    """The target's nodes go down; what they served starts again on other workers.
 
     After `duration_s` they are back, empty, at their default limits (a reboot forgets caps).
     """
@@ -190,6 +190,12 @@ class BudgetRestore(BudgetChange):
 class _Bias(_Targeted):
     signal: Literal["prefill_time", "decode_time", "power"]
     """What the plant does otherwise than the model says: times of passes, or watts drawn."""
+
+    @model_validator(mode="after")
+    def _whole_pools(self) -> Self:
+        if self.target.node is not None or self.target.gpu is not None:
+            raise ValueError("a bias holds for whole pools: give target.pool, or no target")
+        return self
 
 
 class BiasStep(_Bias):

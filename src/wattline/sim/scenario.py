@@ -85,8 +85,6 @@ class PoolSpec(StrictModel):
     """Fewest replicas that may serve."""
     max_replicas: int | None = Field(default=None, ge=1, le=1_000_000)
     """Most replicas; left out: as many as the GPUs hold."""
-    initial_replicas: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Replicas that serve at the start; left out: `max_replicas`."""
     startup_s: float = Field(default=90.0, ge=0.0, le=3600.0)
     """From the order to start a replica until it serves."""
 
@@ -96,11 +94,6 @@ class PoolSpec(StrictModel):
         held = self.gpus // self.gpus_per_replica
         return held if self.max_replicas is None else min(self.max_replicas, held)
 
-    @property
-    def first_replicas(self) -> int:
-        """Replicas that serve at the start."""
-        return self.most_replicas if self.initial_replicas is None else self.initial_replicas
-
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
         if self.gpus % self.gpus_per_replica:
@@ -109,8 +102,6 @@ class PoolSpec(StrictModel):
             raise ValueError("gpus_per_replica must be a multiple of tensor_parallel")
         if not self.min_replicas <= self.most_replicas:
             raise ValueError("min_replicas is more than the GPUs or max_replicas allow")
-        if not self.min_replicas <= self.first_replicas <= self.most_replicas:
-            raise ValueError("initial_replicas must lie between min_replicas and max_replicas")
         return self
 
 
@@ -211,8 +202,6 @@ class PlantSpec(StrictModel):
 class TelemetrySpec(StrictModel):
     """What the decision gets to see, and when."""
 
-    window_s: float = Field(default=10.0, ge=1.0, le=3600.0)
-    """Length of the window over which demand is counted."""
     delay_s: float = Field(default=1.0, ge=0.0, le=600.0)
     """Age of the newest measurement."""
     power_noise: float = Field(default=0.02, ge=0.0, le=0.5)

@@ -169,11 +169,6 @@ def _pool(spec: PoolSpec, deployment: str, gpu: str) -> Pool:
     )
 
 
-def initial_replicas(scenario: Scenario) -> tuple[int, ...]:
-    """Return how many replicas of each pool serve at the start."""
-    return tuple(pool.first_replicas for pool in scenario.pools)
-
-
 def build_traffic(
     scenario: Scenario,
     *,

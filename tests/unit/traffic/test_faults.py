@@ -92,6 +92,10 @@ def test_targets_that_are_not_there(fleet: Fleet, target: Target, message: str) 
         ("{kind: budget_restore, at_s: 0, to_w: 1, to_percent: 1}", "at most one of"),
         ("{kind: bias_step, at_s: 0, signal: ttft, factor: 1.1}", "signal: 'ttft'"),
         ("{kind: bias_sine, at_s: 0, signal: power, amplitude: 1, period_s: 9}", "amplitude: 1"),
+        (
+            "{kind: bias_step, at_s: 0, signal: power, factor: 1.1, target: {gpu: 1}}",
+            "a bias holds for whole pools",
+        ),
         ("{kind: heat_derate, at_s: 0, speed: 1.5}", "speed: 1.5"),
         ("{kind: replica_never_ready, at_s: 0, pool: prefil}", "did you mean prefill"),
     ],
