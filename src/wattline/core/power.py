@@ -52,17 +52,20 @@ class CapResponse:
     state, 1 for memory that has none (HBM). lowest_duty: least share of time that the limiter lets
     the GPU run. overlap: share of the shorter of arithmetic and memory time hidden behind the
     longer. idle_w: drawn with a model loaded and nothing to do.
+
+    Defaults are those that the published cap sweeps give (docs/reference/cap-response.md); no
+    sweep of LLM phases on Hopper or Blackwell is public, so `perturbed` gives their range.
     """
 
     static_w: float
     compute_w: float
     memory_w: float
     idle_w: float
-    stall: float = 0.3
+    stall: float = 0.2
     gamma: float = 2.4
-    voltage_floor: float = 0.6
+    voltage_floor: float = 0.8
     clock_min: float = 0.15
-    memory_knee: float = 0.5
+    memory_knee: float = 0.45
     memory_low: float = 1.0
     lowest_duty: float = 0.01
     overlap: float = 0.85
