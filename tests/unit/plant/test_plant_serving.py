@@ -256,6 +256,7 @@ def test_equal_seeds_give_equal_bytes_however_time_is_cut() -> None:
         ([Request(-1.0, 5, 5)], "request 0, time_s"),
         ([Request(0.0, 0, 5)], "request 0, tokens"),
         ([Request(0.0, 5, 0)], "request 0, tokens"),
+        ([Request(0.0, 5, 5), Request(0.0, 5, 5, 1)], "request 1, deployment"),
     ],
 )
 def test_requests_that_cannot_be_used_are_named(requests: list[Request], words: str) -> None:

@@ -96,13 +96,18 @@ class Frontend:
             return stage.ready
         return [worker for worker in stage.ready if not self.busy(worker, now)]
 
+    def _all_busy(self, stage: Stage, now: float) -> bool:
+        if self.admits_all:
+            return not stage.ready
+        return all(self.busy(worker, now) for worker in stage.ready)
+
     def admit(self, sequence: Sequence, now: float) -> Replica | None:
         """Worker for a new request, None to refuse it: all workers of a step are busy, or none is.
 
         A prompt that no worker's cache could ever hold is refused as well.
         """
         workers = self.eligible(self.entry, now)
-        if not workers or (self.disaggregated and not self.eligible(self.decode, now)):
+        if not workers or (self.disaggregated and self._all_busy(self.decode, now)):
             return None
         needed = sequence.total_tokens
         steps = (workers, self.decode.ready) if self.disaggregated else (workers,)

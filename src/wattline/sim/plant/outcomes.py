@@ -1,4 +1,4 @@
-"""What became of every request, in columns: 45 bytes a request, so that a million fit anywhere."""
+"""What became of every request, in columns: 51 bytes a request, so that a million fit anywhere."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Outcomes:
         self.ttft_s = array("d")
         self.itl_s = array("d")
         self.finished_s = array("d")
-        self.output_tokens = array("l")
+        self.output_tokens = array("q")
         self.deployment = array("h")
         self.status = array("b")
         self.completed = 0

@@ -175,6 +175,9 @@ class Plant:
         if request.input_tokens < 1 or request.output_tokens < 1:
             found = (request.input_tokens, request.output_tokens)
             raise InputError(f"{where}, tokens", found, "both counts must be at least 1")
+        if not 0 <= request.deployment < len(self._frontends):
+            remedy = f"the fleet has deployments 0 to {len(self._frontends) - 1}"
+            raise InputError(f"{where}, deployment", request.deployment, remedy)
         self._next_arrival_s = time_s
 
     def _arrive(self) -> None:

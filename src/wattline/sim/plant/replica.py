@@ -42,12 +42,14 @@ class Replica:
     """
 
     __slots__ = (
+        "_batched_tokens",
         "_chosen",
         "_ends",
         "_epoch",
         "_first_s",
         "_growth_s",
         "_kernel",
+        "_kv_capacity",
         "_mode",
         "_on_drained",
         "_on_prefilled",
@@ -56,6 +58,7 @@ class Replica:
         "_pass_end_s",
         "_run_start_s",
         "_run_steps",
+        "_seats",
         "_steps",
         "_tokens",
         "_waiting",
@@ -95,6 +98,9 @@ class Replica:
     ) -> None:
         self._kernel = kernel
         self.engine = engine
+        self._kv_capacity = engine.kv_capacity_tokens
+        self._seats = engine.max_num_seqs
+        self._batched_tokens = engine.max_batched_tokens
         self.decodes = role is not Role.PREFILL
         self.pool = pool
         self.number = number
@@ -146,8 +152,8 @@ class Replica:
 
     def _fits(self, sequence: Sequence) -> bool:
         return (
-            self.batch < self.engine.max_num_seqs
-            and self.kv_held + sequence.prompt + self.batch + 1 <= self.engine.kv_capacity_tokens
+            self.batch < self._seats
+            and self.kv_held + sequence.prompt + self.batch + 1 <= self._kv_capacity
         )
 
     def _cut(self, now: float) -> None:
@@ -235,7 +241,7 @@ class Replica:
 
     def _begin(self, now: float) -> None:
         """Start whatever comes next: a pass, a run, or nothing."""
-        while self.batch and self.kv_held + self.batch > self.engine.kv_capacity_tokens:
+        while self.batch and self.kv_held + self.batch > self._kv_capacity:
             self._preempt_newest()
         if self._waiting:
             self._choose()
@@ -247,10 +253,8 @@ class Replica:
             self._pass_end_s = end_s = now + seconds
         elif self.batch:
             self._mode = _RUN
-            cell = self.times.cell(self.batch, self.kv_decode)
-            self._start_run(now)
+            watts = self._start_run(now)
             end_s = now + steps_s(self._run_steps, self._first_s, self._growth_s)
-            watts = cell.power_w
         else:
             self._mode = _IDLE
             self.set_power(now, min(self.engine.idle_w, self.times.limit_w))
@@ -261,7 +265,8 @@ class Replica:
         if watts != self.power_w:
             self.set_power(now, watts)
 
-    def _start_run(self, now: float) -> None:
+    def _start_run(self, now: float) -> float:
+        """Set up decode steps until something ends; returns watts per GPU."""
         batch, kv = self.batch, self.kv_decode
         cell = self.times.cell(batch, kv)
         self._run_start_s = now
@@ -270,16 +275,16 @@ class Replica:
         self._run_steps = min(
             self._ends[0][0] - self._steps,
             steps_within(kv, cell.end_tokens, batch),
-            (self.engine.kv_capacity_tokens - self.kv_held) // batch,
+            (self._kv_capacity - self.kv_held) // batch,
         )
+        return cell.power_w
 
     def _choose(self) -> None:
         """Pick what the next pass works on, first come first served."""
         waiting, chosen, batch = self._waiting, self._chosen, self.batch
-        engine = self.engine
-        budget = engine.max_batched_tokens - batch
-        kv_free = engine.kv_capacity_tokens - self.kv_held - batch
-        seats = engine.max_num_seqs - batch
+        budget = self._batched_tokens - batch
+        kv_free = self._kv_capacity - self.kv_held - batch
+        seats = self._seats - batch
         tokens, context, done, kv_done = 0, 0.0, 0, 0
         while waiting and budget > 0 and seats > 0:
             sequence = waiting[0]

@@ -16,7 +16,7 @@ from wattline.core.fleet import Setting
 
 _CELLS = 128
 _PASS_QUANTA = 4096
-_MEMO_LIMIT = 100_000
+_MEMO_LIMIT = 8192
 
 
 class DecodeCell:

@@ -18,7 +18,7 @@ from wattline.sim.plant.timing import StepTimes
 
 BiasSignal = Literal["prefill_time", "decode_time", "power"]
 
-_TABLES_PER_POOL = 512
+_TABLES_PER_POOL = 128
 
 
 class Workers:
