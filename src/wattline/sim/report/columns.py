@@ -35,6 +35,26 @@ COLUMNS: tuple[Column, ...] = (
         better="high",
     ),
     Column(
+        key="over_budget_enforced_ws",
+        label="Over budget",
+        unit="W·s",
+        definition="Sum of enforced limits above the budget, integrated over time, as far as the "
+        "policy's own actions caused it or failed to mend it within the stated time. "
+        "A policy holds its budget when this is 0.",
+        value=lambda r: r.over_budget_enforced_ws,
+        places=0,
+    ),
+    Column(
+        key="exposure_enforced_ws",
+        label="Exposure",
+        unit="W·s",
+        definition="The same integral for what outside events caused (a cut of the budget, a "
+        "rival writer, a node back at default limits) until the stated time to mend it was up. "
+        "Counted apart and listed by event.",
+        value=lambda r: r.exposure_enforced_ws,
+        places=0,
+    ),
+    Column(
         key="ttft_p50_ms",
         label="TTFT p50",
         unit="ms",
@@ -71,6 +91,14 @@ COLUMNS: tuple[Column, ...] = (
         better="low",
     ),
     Column(
+        key="j_per_token",
+        label="Energy per token",
+        unit="J",
+        definition="Energy divided by all output tokens made in the same window.",
+        value=lambda r: r.j_per_token,
+        better="low",
+    ),
+    Column(
         key="energy_j",
         label="Energy",
         unit="kWh",
@@ -79,12 +107,12 @@ COLUMNS: tuple[Column, ...] = (
         value=lambda r: r.energy_j / 3.6e6,
     ),
     Column(
-        key="j_per_token",
-        label="Energy per token",
-        unit="J",
-        definition="That energy divided by all output tokens made in the same window.",
-        value=lambda r: r.j_per_token,
-        better="low",
+        key="peak_enforced_w",
+        label="Peak enforced",
+        unit="kW",
+        definition="Largest sum of the power limits that the GPUs obeyed.",
+        value=lambda r: r.peak_enforced_w / 1e3,
+        places=2,
     ),
     Column(
         key="peak_booked_w",
@@ -96,40 +124,12 @@ COLUMNS: tuple[Column, ...] = (
         places=2,
     ),
     Column(
-        key="peak_enforced_w",
-        label="Peak enforced",
-        unit="kW",
-        definition="Largest sum of the power limits that the GPUs obeyed.",
-        value=lambda r: r.peak_enforced_w / 1e3,
-        places=2,
-    ),
-    Column(
         key="peak_draw_1s_w",
         label="Peak draw (1 s)",
         unit="kW",
         definition="Largest power drawn by all GPUs together, as a mean over one second.",
         value=lambda r: r.peak_draw_1s_w / 1e3,
         places=2,
-    ),
-    Column(
-        key="over_budget_enforced_ws",
-        label="Over budget",
-        unit="W·s",
-        definition="Sum of enforced limits above the budget, integrated over time, as far as the "
-        "policy's own actions caused it or failed to mend it within the stated time. "
-        "A policy holds its budget when this is 0.",
-        value=lambda r: r.over_budget_enforced_ws,
-        places=0,
-    ),
-    Column(
-        key="exposure_enforced_ws",
-        label="Exposure",
-        unit="W·s",
-        definition="The same integral for what outside events caused (a cut of the budget, a "
-        "rival writer, a node back at default limits) until the stated time to mend it was up. "
-        "Counted apart and listed by event.",
-        value=lambda r: r.exposure_enforced_ws,
-        places=0,
     ),
     Column(
         key="over_budget_draw_ws",
