@@ -21,7 +21,7 @@ from wattline.core.decision import (
     PoolPlan,
     Reason,
 )
-from wattline.core.demand import Demand, observe
+from wattline.core.demand import Demand, in_flight, observe
 from wattline.core.derive import Layout, problem, replica_speeds
 from wattline.core.errors import InputError
 from wattline.core.problem import Allocation, DeploymentProblem, evaluate_deployment
@@ -82,6 +82,17 @@ def decide(snapshot: Snapshot, settings: Settings) -> Decision:
     return _finish(snapshot, layout, seen, problems, best, choice, replanned)
 
 
+def problems_of(snapshot: Snapshot, settings: Settings) -> tuple[list[DeploymentProblem], float]:
+    """The allocation problem that `decide` faces in a tick, and the watts it may spend.
+
+    For judging other plans than the one that was taken.
+    """
+    layout = layout_of(settings)
+    _check(snapshot, settings)
+    seen = _see(snapshot, layout)
+    return _problems(snapshot, layout, seen, replicas_too=False), seen.available_w
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
     """What a tick starts from: arrays, demand, state, and the plan followed so far (per pool)."""
@@ -116,11 +127,15 @@ def _see(snapshot: Snapshot, layout: Layout) -> _Seen:
     state = snapshot.state or _first_state(snapshot, layout)
     observed = [
         observe(
-            view, remembered, snapshot.time_s, settings.expected_mix(index), horizon_s, settings
+            view,
+            state.demand[index],
+            snapshot.time_s,
+            expected=settings.expected_mix(index),
+            running=in_flight([snapshot.pools[pool] for pool in layout.pools_of[index]]),
+            horizon_s=layout.horizon_s[index],
+            s=settings,
         )
-        for index, (view, remembered, horizon_s) in enumerate(
-            zip(snapshot.demand, state.demand, layout.horizon_s, strict=True)
-        )
+        for index, view in enumerate(snapshot.demand)
     ]
     gpus = gpu_arrays(snapshot.gpus)
     excess = (*state.excess_w, excess_w(gpus))[-_STUCK_TICKS:]
@@ -256,7 +271,10 @@ def _finish(
     return Decision(
         schema=SCHEMA,
         tick=snapshot.tick,
-        recommended=_per_pool(layout, best.plans),
+        recommended=tuple(
+            PoolPlan(pool.wanted[-1] if pool.wanted else pool.replicas, entry.setting)
+            for pool, entry in zip(seen.state.pools, _per_pool(layout, best.plans), strict=True)
+        ),
         plan=tuple(
             PoolPlan(target, entry.setting) for target, entry in zip(targets, plan, strict=True)
         ),

@@ -1,0 +1,143 @@
+"""Why a recorded run did what it did, in text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wattline.core.decision import Decision, PoolPlan
+from wattline.core.errors import InputError
+from wattline.core.fleet import Fleet, Setting
+from wattline.core.problem import Evaluation, evaluate
+from wattline.core.settings import Settings
+from wattline.core.snapshot import Snapshot
+from wattline.sim.record import Recording, Tick
+
+_SETTING = re.compile(
+    r"^(?P<pool>[^=]+)=(?:(?P<replicas>\d+)x)?(?P<cap>\d+(?:\.\d+)?)W?(?:@(?P<clock>[01]?\.?\d+))?$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A tick on which a pool's reason or plan changed."""
+
+    tick: int
+    time_s: float
+    pool: str
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A whole recording: ticks per pool and reason code, and where reasons or plans changed."""
+
+    policy: str
+    ticks: int
+    codes: dict[str, Counter[str]]
+    changes: tuple[Change, ...]
+
+
+def overview(recording: Recording) -> Overview:
+    """Read a recording through."""
+    fleet = recording.header.settings.fleet
+    names = [pool.name for pool in fleet.pools]
+    codes: dict[str, Counter[str]] = {name: Counter() for name in names}
+    last: dict[int, tuple[str, PoolPlan]] = {}
+    changes: list[Change] = []
+    ticks = 0
+    for tick in recording.ticks():
+        ticks += 1
+        for reason in tick.decision.reasons:
+            codes[names[reason.pool]][reason.code] += 1
+            now = (str(reason.code), tick.decision.plan[reason.pool])
+            if last.get(reason.pool) != now:
+                changes.append(
+                    Change(
+                        tick.snapshot.tick,
+                        tick.snapshot.time_s,
+                        names[reason.pool],
+                        reason.code,
+                        reason.sentence,
+                    )
+                )
+            last[reason.pool] = now
+    return Overview(recording.header.policy, ticks, codes, tuple(changes))
+
+
+def find_tick(recording: Recording, number: int) -> tuple[Tick, Tick | None]:
+    """The recorded tick `number` and the one before it; InputError if it was not recorded."""
+    before: Tick | None = None
+    last = None
+    for tick in recording.ticks():
+        if tick.snapshot.tick == number:
+            return tick, before
+        if tick.snapshot.tick > number:
+            break
+        before = last = tick
+    end = "none" if last is None else str(last.snapshot.tick)
+    raise InputError("--tick", number, f"no decision was recorded on it; the last before is {end}")
+
+
+def parse_plans(text: str, fleet: Fleet, decision: Decision) -> tuple[PoolPlan, ...]:
+    """Plans from `POOL=[Nx]WATTS[@CLOCK],...`; pools not named keep the plan of `decision`."""
+    names = [pool.name for pool in fleet.pools]
+    plans = list(decision.plan)
+    for part in text.split(","):
+        match = _SETTING.match(part.strip())
+        if match is None:
+            raise InputError(
+                "--why-not", part, "write POOL=WATTS, POOL=NxWATTS or POOL=WATTS@CLOCK"
+            )
+        if match["pool"] not in names:
+            raise InputError("--why-not", match["pool"], f"pools are {', '.join(names)}")
+        index = names.index(match["pool"])
+        before = plans[index]
+        plans[index] = PoolPlan(
+            int(match["replicas"]) if match["replicas"] else before.replicas,
+            Setting(
+                float(match["cap"]),
+                float(match["clock"]) if match["clock"] else before.setting.clock,
+            ),
+        )
+    return tuple(plans)
+
+
+@dataclass(frozen=True, slots=True)
+class WhyNot:
+    """The plan that was taken beside another one, both judged in the same allocation problem."""
+
+    taken: Evaluation
+    other: Evaluation
+    plans: tuple[PoolPlan, ...]
+
+
+def why_not(
+    snapshot: Snapshot, decision: Decision, settings: Settings, text: str
+) -> WhyNot:
+    """What `text` (see `parse_plans`) would have done on this tick instead of what was decided."""
+    from wattline.core.decide import problems_of
+
+    plans = parse_plans(text, settings.fleet, decision)
+    for pool, plan in zip(settings.fleet.pools, plans, strict=True):
+        if plan.replicas * pool.gpus_per_replica > pool.gpus:
+            raise InputError(
+                "--why-not", f"{pool.name}={plan.replicas}x", f"the pool has {pool.gpus} GPUs"
+            )
+    problems, usable_w = problems_of(snapshot, settings)
+    deployments = [deployment.name for deployment in settings.fleet.deployments]
+
+    def grouped(chosen: Sequence[PoolPlan]) -> list[list[PoolPlan]]:
+        groups: list[list[PoolPlan]] = [[] for _ in deployments]
+        for pool, plan in zip(settings.fleet.pools, chosen, strict=True):
+            groups[deployments.index(pool.deployment)].append(plan)
+        return groups
+
+    return WhyNot(
+        taken=evaluate(problems, grouped(decision.plan), usable_w, settings.headroom),
+        other=evaluate(problems, grouped(plans), usable_w, settings.headroom),
+        plans=plans,
+    )

@@ -1,0 +1,66 @@
+"""A decision without a run: a file that holds a scenario's fleet and one snapshot of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wattline.core.errors import InputError
+from wattline.core.settings import Settings
+from wattline.core.snapshot import Snapshot
+from wattline.sim.record import settings_from_json, snapshot_from_python
+
+_MOST_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInput:
+    """Settings and the snapshot to decide on."""
+
+    settings: Settings
+    snapshot: Snapshot
+
+
+def read_plan_input(path: Path) -> PlanInput:
+    """Read `settings` and `snapshot` from a YAML or JSON file, as `explain --snapshot` writes it.
+
+    InputError: file, field, value and remedy.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(str(path), f"{path.stat().st_size:,} bytes", "at most 256 MiB")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "give a readable file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), f"byte {error.start}", "must be UTF-8 text") from error
+    document = _parse(path, text)
+    if not isinstance(document, dict):
+        raise InputError(str(path), document, "must hold `settings` and `snapshot`")
+    unknown = sorted(str(key) for key in document if key not in ("settings", "snapshot"))
+    if unknown:
+        raise InputError(f"{path}: {unknown[0]}", "unknown", "keys are `settings` and `snapshot`")
+    for key in ("settings", "snapshot"):
+        if not isinstance(document.get(key), dict):
+            raise InputError(f"{path}: {key}", document.get(key), "must be a mapping")
+    return PlanInput(
+        settings_from_json(document["settings"], str(path)),
+        snapshot_from_python(document["snapshot"], f"{path}: snapshot"),
+    )
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        if path.suffix == ".json":
+            return json.loads(text)
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise InputError(f"{path}{line}", error.problem or "", "not valid YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(str(path), str(error)[:80], "not valid YAML or JSON") from error
