@@ -14,7 +14,7 @@ import numpy as np
 from wattline.core import frontier, knapsack
 from wattline.core.decision import PoolPlan
 from wattline.core.fleet import Role
-from wattline.core.frontier import Floats, Ints
+from wattline.core.frontier import Floats, Ints, Mask
 from wattline.core.problem import DeploymentProblem, PoolProblem, option_plan, role_order
 
 # Options x roles looked at in one batch: bounds memory to some hundred MB.
@@ -26,12 +26,14 @@ class _Table:
     """What the pools of one role could be together.
 
     option: (options, pools) replicas x number of settings + setting. rate, milliwatts: (options,).
+    serves: (options,) whether any replica is up.
     """
 
     pools: tuple[PoolProblem, ...]
     option: Ints
     rate: Floats
     milliwatts: Floats
+    serves: Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def choose(
 
     options: per deployment, the option of each pool (in role order) of a plan that reaches them
     within `capacity` milliwatts. Where several pools share a role, only those splits of the rate
-    are looked at that are efficient in watts booked or in watts drawn at full use.
+    are looked at that are efficient in watts booked or in watts drawn at full use. Replicas that
+    have to be up are not left at a setting that serves nobody within the targets, if watts allow.
     """
     tasks = [
         task
@@ -67,11 +70,15 @@ def choose(
     chosen = np.zeros(len(tasks), dtype=np.int64)
     booked = 0.0
     for table, members in batches:
-        drawn = _drawn_milliwatts(table, [tasks[t] for t in members])
+        drawn = _drawn_milliwatts(table, [tasks[t] for t in members], ready=True)
         chosen[members] = _cheapest(table, drawn, [tasks[t] for t in members])
         booked += float(table.milliwatts[chosen[members]].sum())
     if booked > capacity:
-        chosen = _within(tasks, batches, capacity, gap)
+        within = _within(tasks, batches, capacity, gap, ready=True)
+        if within is None:
+            within = _within(tasks, batches, capacity, gap, ready=False)
+        assert within is not None  # the plan that reached the needed rates fits
+        chosen = within
     plans = [[pool.current for pool in deployment.pools] for deployment in deployments]
     for table, members in batches:
         for t in members:
@@ -129,12 +136,14 @@ def _table(pools: tuple[PoolProblem, ...]) -> _Table:
         )
     rate = np.zeros(len(option))
     milliwatts = np.zeros(len(option))
+    serves = np.zeros(len(option), dtype=bool)
     for column, pool in enumerate(pools):
         replicas, setting = np.divmod(option[:, column], len(pool.settings))
         rate += replicas * np.array(pool.rate_rps)[setting]
         milliwatts += replicas * frontier.extra_milliwatts([pool])[0][setting]
         milliwatts += frontier.parked_milliwatts([pool])[0]
-    return _Table(pools, option, rate, milliwatts)
+        serves |= replicas > 0
+    return _Table(pools, option, rate, milliwatts, serves)
 
 
 def _single_options(pool: PoolProblem) -> Ints:
@@ -156,10 +165,11 @@ def _splits(pools: Sequence[PoolProblem], *, by_draw: bool) -> Ints:
     return merged.option[0, : merged.count[0]]
 
 
-def _drawn_milliwatts(table: _Table, tasks: Sequence[_Task]) -> Floats:
+def _drawn_milliwatts(table: _Table, tasks: Sequence[_Task], *, ready: bool) -> Floats:
     """Find the expected draw (tasks, options) in whole milliwatts; infinite where too slow.
 
-    All pools of a role carry the same load, as a share of their rate.
+    All pools of a role carry the same load, as a share of their rate. With `ready`, options that
+    serve nobody although replicas are up are out, unless there are no others.
     """
     needed = np.array([task.needed_rps for task in tasks])[:, None]
     expected = np.array([task.expected_rps for task in tasks])[:, None]
@@ -175,7 +185,11 @@ def _drawn_milliwatts(table: _Table, tasks: Sequence[_Task]) -> Floats:
         serving = replicas * pool.gpus_per_replica
         drawn += serving * (low + (high - low) * (place - left))
         drawn += (pool.gpus - serving) * pool.parked_draw
-    return np.where(table.rate >= needed, np.rint(drawn * 1000.0), np.inf)
+    possible = table.rate >= needed
+    if ready:
+        useful = possible & ((table.rate > 0) | ~table.serves)
+        possible = np.where(useful.any(axis=1, keepdims=True), useful, possible)
+    return np.where(possible, np.rint(drawn * 1000.0), np.inf)
 
 
 def _cheapest(table: _Table, drawn: Floats, tasks: Sequence[_Task]) -> Ints:
@@ -196,11 +210,13 @@ def _within(
     batches: Sequence[tuple[_Table, list[int]]],
     capacity: float,
     gap: float,
-) -> Ints:
-    """Option per task of least draw in sum when the cheapest ones book too much together."""
+    *,
+    ready: bool,
+) -> Ints | None:
+    """Option per task of least draw in sum within the watts; None if not even the lightest fit."""
     found: dict[int, tuple[Floats, Floats, Ints]] = {}
     for table, members in batches:
-        drawn = _drawn_milliwatts(table, [tasks[t] for t in members])
+        drawn = _drawn_milliwatts(table, [tasks[t] for t in members], ready=ready)
         watts = np.where(np.isfinite(drawn), table.milliwatts, np.inf)
         index = np.broadcast_to(np.arange(len(table.rate))[None, :, None], (*drawn.shape, 1))
         rows = frontier.pareto(-drawn, watts, index)
@@ -219,6 +235,4 @@ def _within(
     # Values must not be negative for a meaningful relative gap: count savings, not draw.
     value = value - np.repeat(value[start[:-1]], np.diff(start))
     solved = knapsack.solve(value, watts, start, capacity, gap=gap)
-    if solved is None:
-        raise AssertionError("the plan that reached the needed rates fits the capacity")
-    return option[solved.choice]
+    return None if solved is None else option[solved.choice]

@@ -31,6 +31,8 @@ LOADS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of a replica's rate at which `Point.curve_w` is given."""
 
 _BATCH_SHARES = (0.15, 0.4, 0.7)
+# Batches tried for an aggregated replica: 1.01**-1200 of the most is the least.
+_BATCHES = 1200
 # More prompts than this in one pass change nothing: a pass is long past its fixed costs.
 _MOST_PROMPTS = 64
 
@@ -140,10 +142,12 @@ def _decode(engine: EngineModel, cost: Cost, mix: Mix, slo: Slo, servers: int, m
     def step(batch: float) -> tuple[float, float]:
         return cost(_decoding(batch, context))
 
-    def good(batch: int) -> Limit | None:
+    def exceeded(batch: int) -> Limit | None:
         return None if step(batch)[0] <= slo.itl_s * m.itl_fraction else Limit.ITL
 
-    most, limit = _largest_batch(engine, context, good, m)
+    high, limit = _most_batch(engine, context, m)
+    most, hit = _last_good(high, exceeded) if high else (0, None)
+    limit = hit or limit
     if most == 0:
         return _nothing(engine, limit)
     mean = mean_batch(most, servers, m.batch_deviations)
@@ -175,7 +179,14 @@ def _aggregated(
     def shared(batch: float) -> _SharedPasses | None:
         return _shared_passes(engine, cost, mix, batch, context, steps, m)
 
-    def good(batch: int) -> Limit | None:
+    high, limit = _most_batch(engine, context, m)
+
+    def batch_at(number: int) -> float:
+        """Batches from far below one to the most, in steps of one per cent."""
+        return high * 1.01 ** (number - _BATCHES)
+
+    def exceeded(number: int) -> Limit | None:
+        batch = batch_at(number)
         passes = shared(batch)
         if passes is None:
             return Limit.COMPUTE
@@ -188,9 +199,12 @@ def _aggregated(
             return None
         return Limit.TTFT if allowed < m.utilisation else Limit.COMPUTE
 
-    most, limit = _largest_batch(engine, context, good, m)
-    mean = mean_batch(most, servers, m.batch_deviations) if most else 0.0
-    passes = shared(mean) if most else None
+    number, hit = _last_good(_BATCHES, exceeded) if high else (0, None)
+    limit = hit or limit
+    mean = batch_at(number)
+    if limit not in (Limit.TTFT, Limit.COMPUTE):  # These have the margin of their queue.
+        mean = mean_batch(mean, servers, m.batch_deviations)
+    passes = shared(mean) if number else None
     if passes is None:
         return _nothing(engine, limit)
     rate = mean / (steps * passes.mean_s)
@@ -233,9 +247,13 @@ def _shared_passes(
     steps: float,
     m: Margins,
 ) -> _SharedPasses | None:
-    """Mix of passes with and without prompt work at a batch; None if prompts do not fit at all."""
+    """Mix of passes with and without prompt work at a batch; None if prompts do not fit at all.
+
+    A mean batch below one is an engine that is idle at times; its passes hold one sequence.
+    """
     prompt = max(1.0, mix.computed_tokens)
-    room = engine.max_batched_tokens - max(1.0, batch)
+    batch = max(1.0, batch)
+    room = engine.max_batched_tokens - batch
     # In the steady state each pass must take in what its tokens will have ended.
     wanted = batch * prompt / steps
     if room < 1.0 or wanted > room:
@@ -248,7 +266,7 @@ def _shared_passes(
         ForwardPass(
             prefill_tokens=max(1, round(chunk)),
             prefill_context=chunk_context,
-            decode_batch=max(1, round(batch)),
+            decode_batch=round(batch),
             decode_kv_tokens=batch * context,
         )
     )
@@ -300,27 +318,30 @@ def _context(mix: Mix, m: Margins) -> float:
     return max(1.0, mix.input_tokens + mix.output_tokens * (1.0 + m.output_cv2) / 2.0)
 
 
-def _largest_batch(
-    engine: EngineModel, context: float, good: Callable[[int], Limit | None], m: Margins
-) -> tuple[int, Limit]:
-    """Largest batch within cache and engine limits for which nothing is exceeded; 0 if none."""
+def _most_batch(engine: EngineModel, context: float, m: Margins) -> tuple[int, Limit]:
+    """Most sequences that the cache and the engine allow, and which of them it is."""
     by_cache = int(engine.kv_capacity_tokens * m.kv_fraction / context)
-    high = min(by_cache, engine.max_num_seqs)
-    limit = Limit.KV if by_cache < engine.max_num_seqs else Limit.SEQS
-    if high < 1:
-        return 0, Limit.KV
-    exceeded = good(high)
-    if exceeded is None:
-        return high, limit
-    low = 0
-    limit = exceeded
+    if by_cache < engine.max_num_seqs:
+        return by_cache, Limit.KV
+    return engine.max_num_seqs, Limit.SEQS
+
+
+def _last_good(count: int, exceeded: Callable[[int], Limit | None]) -> tuple[int, Limit | None]:
+    """Largest number up to `count` that exceeds nothing (0: none), and what the next one exceeds.
+
+    Bisection: what exceeds a limit is taken to go on exceeding it.
+    """
+    limit = exceeded(count)
+    if limit is None:
+        return count, None
+    low, high = 0, count
     while high - low > 1:
         middle = (low + high) // 2
-        exceeded = good(middle)
-        if exceeded is None:
+        found = exceeded(middle)
+        if found is None:
             low = middle
         else:
-            high, limit = middle, exceeded
+            high, limit = middle, found
     return low, limit
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import exp, sqrt
 
 
-def mean_batch(most: int, servers: int, deviations: float) -> float:
+def mean_batch(most: float, servers: int, deviations: float) -> float:
     """Mean batch b with b + deviations x sqrt(b / servers) = most.
 
     Square-root staffing (Halfin and Whitt 1981): sequences in flight are nearly Poisson, and
