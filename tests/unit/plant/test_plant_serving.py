@@ -198,12 +198,14 @@ def test_known_prefixes_are_not_computed_again() -> None:
 
 
 def test_prefix_cache_forgets_the_least_recently_used_tail_first() -> None:
-    cache = PrefixCache(4 * 512, 512)
-    cache.insert((1, 2, 3))
-    cache.insert((1, 9))
+    cache, room = PrefixCache(512), 4 * 512
+    cache.insert((1, 2, 3), room)
+    cache.insert((1, 9), room)
     assert cache.match((1, 9)) == 2 * 512
-    cache.insert((1, 9, 10))
+    cache.insert((1, 9, 10), room)
     assert cache.match((1, 2, 3)) == 2 * 512
+    cache.trim(512)
+    assert cache.match((1, 9, 10)) == 512
     cache.clear()
     assert cache.match((1, 2)) == 0
 

@@ -36,8 +36,9 @@ class PlantConfig:
     """Assumptions of the plant.
 
     `kv_bytes_per_s_per_gpu` and `kv_latency_s`: moving a prompt's cache from prefill to decode (one
-    400 Gb/s port per GPU; latency assumed). `prefix_cache_share`: part of the KV capacity that may
-    hold reusable prefixes, in blocks of `prefix_block_tokens` (Mooncake's traces: 512).
+    400 Gb/s port per GPU; latency assumed). `prefix_block_tokens`: prompt tokens that one hash of a
+    request stands for (Mooncake's traces: 512); blocks live in what live requests leave of the KV
+    capacity.
     `loading_fraction`: draw of a GPU that loads a model, as a fraction of the way from idle to its
     maximum limit (assumed). `unknown_idle_fraction` of the maximum limit stands for the idle draw
     of a product without a published figure (assumed; known products: 0.10 to 0.21).
@@ -51,6 +52,5 @@ class PlantConfig:
     kv_latency_s: float = 0.002
     prefix_caching: bool = True
     prefix_block_tokens: int = 512
-    prefix_cache_share: float = 0.5
     loading_fraction: float = 0.25
     unknown_idle_fraction: float = 0.15

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 
 class PrefixCache:
-    """Blocks by hash, least recently used out first. A dict keeps them in order of use."""
+    """Blocks by hash, least recently used out first. A dict keeps them in order of use.
 
-    __slots__ = ("_blocks", "_capacity", "_tokens_per_block")
+    Blocks live in the room that live requests leave, so that every use says how large that is.
+    """
 
-    def __init__(self, capacity_tokens: int, tokens_per_block: int) -> None:
+    __slots__ = ("_blocks", "_tokens_per_block")
+
+    def __init__(self, tokens_per_block: int) -> None:
         self._tokens_per_block = tokens_per_block
-        self._capacity = capacity_tokens // tokens_per_block
         self._blocks: dict[int, None] = {}
 
     def match(self, hashes: tuple[int, ...]) -> int:
@@ -22,16 +24,20 @@ class PrefixCache:
             count += 1
         return count * self._tokens_per_block
 
-    def insert(self, hashes: tuple[int, ...]) -> None:
+    def trim(self, room_tokens: int) -> None:
+        """Drop what does not fit into `room_tokens`."""
+        excess = len(self._blocks) - room_tokens // self._tokens_per_block
+        if excess > 0:
+            for block in list(self._blocks)[:excess]:
+                del self._blocks[block]
+
+    def insert(self, hashes: tuple[int, ...], room_tokens: int) -> None:
         """Keep the blocks of a computed prompt, the first ones longest."""
         blocks = self._blocks
         for block in reversed(hashes):
             blocks.pop(block, None)
             blocks[block] = None
-        excess = len(blocks) - self._capacity
-        if excess > 0:
-            for block in list(blocks)[:excess]:
-                del blocks[block]
+        self.trim(room_tokens)
 
     def clear(self) -> None:
         """Forget everything."""

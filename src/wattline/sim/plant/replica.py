@@ -212,14 +212,14 @@ class Replica:
                 self.waiting_kv += sequence.prompt
                 self.kv_held -= sequence.prompt
                 continue
-            if self.cache is not None and chunk:
-                self.cache.insert(sequence.hashes)
             if self.decodes:
                 self._join(sequence, now)
             else:
                 self.kv_held -= sequence.prompt
                 self.load -= 1
                 self._on_prefilled(sequence, self, now)
+            if self.cache is not None and chunk and sequence.hashes:
+                self.cache.insert(sequence.hashes, self._kv_capacity - self.kv_held)
         self._chosen.clear()
 
     def _join(self, sequence: Sequence, now: float) -> None:
@@ -291,7 +291,7 @@ class Replica:
             if sequence.prompt + 1 > kv_free:
                 break
             if self.cache is not None and sequence.prefill_left == sequence.prompt:
-                self._use_cache(sequence)
+                self._use_cache(self.cache, sequence)
             left = sequence.prefill_left
             if left > budget and chosen and not self.decodes:
                 break  # A prefill replica takes whole prompts, unless one alone is too long.
@@ -314,10 +314,12 @@ class Replica:
         else:
             self._pass = (tokens, context, 0, 0)
 
-    def _use_cache(self, sequence: Sequence) -> None:
+    def _use_cache(self, cache: PrefixCache, sequence: Sequence) -> None:
         """Skip the part of the prompt that a cached prefix covers; one token is always computed."""
-        assert self.cache is not None
-        cached = min(self.cache.match(sequence.hashes), sequence.prompt - 1)
+        if not sequence.hashes:
+            return
+        cache.trim(self._kv_capacity - self.kv_held)
+        cached = min(cache.match(sequence.hashes), sequence.prompt - 1)
         if cached > 0:
             sequence.prefill_left -= cached
             self.prefill_tokens -= cached

@@ -63,10 +63,7 @@ class Workers:
         replicas = []
         for number in range(pool.gpus // size):
             gpus = tuple(range(first + number * size, first + (number + 1) * size))
-            cache = None
-            if config.prefix_caching:
-                share = int(engine.kv_capacity_tokens * config.prefix_cache_share)
-                cache = PrefixCache(share, config.prefix_block_tokens)
+            cache = PrefixCache(config.prefix_block_tokens) if config.prefix_caching else None
             replica = Replica(
                 kernel=self._kernel,
                 engine=engine,
