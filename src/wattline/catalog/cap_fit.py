@@ -34,13 +34,17 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One series: caps in watts, speed relative to the first cap, and which points to fit."""
+    """One series: caps in watts, speed relative to the first cap, and which points to fit.
+
+    single_kernel: nothing is launched in between, so that no time is spent on anything else.
+    """
 
     name: str
     bound: Literal["compute", "memory"]
     caps_w: tuple[float, ...]
     relative: tuple[float, ...]
     fitted: tuple[bool, ...]
+    single_kernel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ def fit_board(
         for index, sweep in enumerate(sweeps):
             smaller, other = values[len(priors) + 2 * index : len(priors) + 2 * index + 2]
             pair = (1.0, smaller) if sweep.bound == "compute" else (smaller, 1.0)
-            work.append((*pair, other))
+            work.append((*pair, 0.0 if sweep.single_kernel else other))
         return BoardFit(response, tuple(work))
 
     def residuals(z: Sequence[float]) -> list[float]:

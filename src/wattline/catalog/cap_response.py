@@ -24,7 +24,7 @@ from wattline.core.power import CapResponse
 UNCERTAINTY = 0.3
 """Relative range of exponent, static share and memory floor where no sweep is public."""
 
-_PREDICTED_WORK = {"compute": (1.0, 0.3, 0.05), "memory": (0.3, 1.0, 0.15)}
+_PREDICTED_WORK = {"compute": (1.0, 0.3, 0.15), "memory": (0.3, 1.0, 0.15)}
 
 Role = Literal["base", "fitted", "tested", "predicted"]
 Fraction = Sourced[Literal["fraction"]]
@@ -39,6 +39,7 @@ class SeriesFile(Strict):
     workload: str
     source: str
     measured: Literal["rate", "time"]
+    single_kernel: bool = False
     points: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=2)]
 
 
@@ -133,7 +134,7 @@ def _sweep(series: SeriesFile, index: int, exchanged: bool) -> Sweep:
         value / first if series.measured == "rate" else first / value for _, value in series.points
     )
     fitted = tuple((index + at + exchanged) % 2 == 0 for at in range(len(caps)))
-    return Sweep(series.name, series.bound, caps, relative, fitted)
+    return Sweep(series.name, series.bound, caps, relative, fitted, series.single_kernel)
 
 
 def _points(series: SeriesFile, sweep: Sweep, fit: BoardFit, index: int) -> tuple[Point, ...]:
@@ -170,7 +171,8 @@ def _predicted(board: BoardFile, sweeps: list[Sweep]) -> BoardReport:
     ]
     series = []
     for published_series, sweep in zip(board.series, sweeps, strict=True):
-        work = (_PREDICTED_WORK[sweep.bound],)
+        compute_s, memory_s, other_s = _PREDICTED_WORK[sweep.bound]
+        work = ((compute_s, memory_s, 0.0 if sweep.single_kernel else other_s),)
         points = []
         for at, (cap_w, value) in enumerate(published_series.points):
             base_w, seen = sweep.caps_w[0], sweep.relative[at]
