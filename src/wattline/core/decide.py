@@ -21,7 +21,7 @@ from wattline.core.decision import (
     PoolPlan,
     Reason,
 )
-from wattline.core.demand import Demand, in_flight, observe
+from wattline.core.demand import Demand, observe
 from wattline.core.derive import Layout, problem, replica_speeds
 from wattline.core.errors import InputError
 from wattline.core.problem import Allocation, DeploymentProblem, evaluate_deployment
@@ -131,7 +131,6 @@ def _see(snapshot: Snapshot, layout: Layout) -> _Seen:
             state.demand[index],
             snapshot.time_s,
             expected=settings.expected_mix(index),
-            running=in_flight([snapshot.pools[pool] for pool in layout.pools_of[index]]),
             horizon_s=layout.horizon_s[index],
             s=settings,
         )

@@ -1,9 +1,10 @@
 """Demand of a deployment, from what its frontends counted.
 
-Windows of counts are added to sums that fade with time, so that nothing but a few numbers has to be
-remembered. The rate is the calm one (a minute), or the one in a burst (seconds) less one standard
-deviation of its count, where that is larger. The plan stands on values in force, which follow what
-is seen only when it has left a band around them: noise then moves nothing.
+Windows of counts are added to sums that fade, so that nothing but a few numbers has to be
+remembered. The rate is the calm one (over a thousand requests, at most a minute), or the one in a
+burst (over seconds) less one standard deviation of its count, where that is larger. The plan stands
+on values in force, which follow what is seen only when it has left a band around them: noise then
+moves nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from math import isfinite, sqrt
 from wattline.core.forecast import History, forecast
 from wattline.core.mix import Mix
 from wattline.core.settings import Settings
-from wattline.core.snapshot import DemandView, PoolView
+from wattline.core.snapshot import DemandView
 from wattline.core.state import DemandState
 
-# Requests that the expected mean request counts for against those that were seen.
-_PRIOR_REQUESTS = 10.0
+# Requests that the expected mean request counts for at the start. Answers that end first are the
+# short ones, so that what is expected of them has to stand longer.
+_PRIOR_PROMPTS = 50.0
+_PRIOR_ANSWERS = 500.0
 # Rising demand moves the value in force from this relative change on.
 _UP_BAND = 0.02
 # A forecast from the past may ask for at most this many times what is seen.
@@ -43,21 +46,31 @@ class Demand:
 
 
 def observe(
-    view: DemandView, state: DemandState, now_s: float, expected: Mix, horizon_s: float, s: Settings
+    view: DemandView,
+    state: DemandState,
+    now_s: float,
+    *,
+    expected: Mix,
+    horizon_s: float,
+    s: Settings,
 ) -> tuple[DemandState, Demand]:
     """Take one window of counts in; the state to remember and the demand to plan for.
 
-    `expected` is the mean request to assume before any was seen; `horizon_s` how far ahead replicas
+    `expected` is the mean request to assume before any was seen, `horizon_s` how far ahead replicas
     have to be planned.
     """
-    outage = outage_reason(view, s.stale_s)
-    if outage is None:
-        state = _take_in(view, state, now_s, s)
-        state = _in_force(state, expected, s)
+    missing = outage_reason(view, s.stale_s)
+    if missing is None:
+        if state.seen_until_s is None:
+            state = _start(state, expected)
+        state = _in_force(_take_in(view, state, now_s, s), s)
         state = _close_bin(state, horizon_s, s)
-    mix = Mix(*_raw_mix(state, expected)) if state.mix_in_force is None else _mix(state)
+    # One window that is late or lost is no outage yet.
+    seen_s = state.seen_until_s
+    outage = missing if seen_s is None or now_s - seen_s > s.stale_s else None
+    mix = expected if state.mix_in_force is None else Mix(*state.mix_in_force)
     rate_rps = ahead_rps = state.demand_rps
-    if outage is None and s.forecast == "oracle":
+    if missing is None and s.forecast == "oracle":
         rate_rps = max(rate_rps, _oracle(view, s.rate_window_s, s))
         ahead_rps = max(rate_rps, _oracle(view, horizon_s, s))
     ahead_rps = max(ahead_rps, state.floor_rps)
@@ -88,10 +101,16 @@ def outage_reason(view: DemandView, stale_s: float) -> str | None:
     return None
 
 
-def backlog_tokens(pools: list[PoolView]) -> float:
-    """Prompt tokens that wait or run in `pools`; what is missing counts as none."""
-    queued = [pool.queued_prefill_tokens for pool in pools]
-    return sum(tokens for tokens in queued if tokens is not None and isfinite(tokens))
+def _start(state: DemandState, expected: Mix) -> DemandState:
+    """Begin with what is expected, as if some requests of it had been seen."""
+    return replace(
+        state,
+        prompt_count=_PRIOR_PROMPTS,
+        prompt_tokens=_PRIOR_PROMPTS * expected.input_tokens,
+        prompt_cached_tokens=_PRIOR_PROMPTS * expected.input_tokens * expected.cached_fraction,
+        answer_count=_PRIOR_ANSWERS,
+        answer_tokens=_PRIOR_ANSWERS * expected.output_tokens,
+    )
 
 
 def _take_in(view: DemandView, state: DemandState, now_s: float, s: Settings) -> DemandState:
@@ -105,22 +124,25 @@ def _take_in(view: DemandView, state: DemandState, now_s: float, s: Settings) ->
     part = new_s / view.window_s
     arrivals = part * (view.arrivals or 0)
     # Division only: exp and pow differ in the last bit between processors.
-    fast, slow = (window / (window + new_s) for window in (s.rate_window_s, s.mix_window_s))
+    fast = s.rate_window_s / (s.rate_window_s + new_s)
+    longest = s.mix_window_s / (s.mix_window_s + new_s)
+    calm = min(longest, s.mix_requests / (s.mix_requests + arrivals))
+    ended = part * (view.completions or 0)
+    answers = min(longest, s.mix_requests / (s.mix_requests + ended))
     return replace(
         state,
         seen_until_s=until_s,
         fast_s=_fade(state.fast_s, fast, new_s),
         fast_arrivals=_fade(state.fast_arrivals, fast, arrivals),
-        mix_s=_fade(state.mix_s, slow, new_s),
-        mix_arrivals=_fade(state.mix_arrivals, slow, arrivals),
-        mix_input_tokens=_fade(state.mix_input_tokens, slow, part * (view.input_tokens_sum or 0)),
-        mix_cached_tokens=_fade(
-            state.mix_cached_tokens, slow, part * (view.cached_tokens_sum or 0)
+        calm_s=_fade(state.calm_s, calm, new_s),
+        calm_arrivals=_fade(state.calm_arrivals, calm, arrivals),
+        prompt_count=_fade(state.prompt_count, calm, arrivals),
+        prompt_tokens=_fade(state.prompt_tokens, calm, part * (view.input_tokens_sum or 0)),
+        prompt_cached_tokens=_fade(
+            state.prompt_cached_tokens, calm, part * (view.cached_tokens_sum or 0)
         ),
-        mix_completions=_fade(state.mix_completions, slow, part * (view.completions or 0)),
-        mix_output_tokens=_fade(
-            state.mix_output_tokens, slow, part * (view.output_tokens_sum or 0)
-        ),
+        answer_count=_fade(state.answer_count, answers, ended),
+        answer_tokens=_fade(state.answer_tokens, answers, part * (view.output_tokens_sum or 0)),
         bin_arrivals=round(state.bin_arrivals + arrivals, 6),
         bin_s=round(state.bin_s + new_s, 6),
     )
@@ -134,33 +156,25 @@ def _seen_rps(state: DemandState) -> float:
     """Calm rate, or the rate in a burst less one standard deviation of its count."""
     if state.fast_s <= 0.0:
         return 0.0
-    calm = state.mix_arrivals / state.mix_s
+    calm = state.calm_arrivals / state.calm_s
     burst = (state.fast_arrivals - sqrt(state.fast_arrivals)) / state.fast_s
     return max(calm, burst, 0.0)
 
 
-def _raw_mix(state: DemandState, expected: Mix) -> tuple[float, float, float]:
+def _raw_mix(state: DemandState) -> tuple[float, float, float]:
     """Prompt tokens, output tokens and cached share of the mean request, as seen now."""
-    weight = _PRIOR_REQUESTS
-    input_tokens = expected.input_tokens * weight + state.mix_input_tokens
-    cached_tokens = (
-        expected.cached_fraction * expected.input_tokens * weight + state.mix_cached_tokens
-    )
-    output_tokens = expected.output_tokens * weight + state.mix_output_tokens
-    return (
-        max(1.0, input_tokens / (weight + state.mix_arrivals)),
-        max(1.0, output_tokens / (weight + state.mix_completions)),
-        min(1.0, cached_tokens / input_tokens) if input_tokens > 0.0 else 0.0,
-    )
+    prompt = state.prompt_tokens / state.prompt_count if state.prompt_count > 0.0 else 1.0
+    answer = state.answer_tokens / state.answer_count if state.answer_count > 0.0 else 1.0
+    cached = state.prompt_cached_tokens / state.prompt_tokens if state.prompt_tokens > 0.0 else 0.0
+    return max(1.0, prompt), max(1.0, answer), min(1.0, cached)
 
 
-def _in_force(state: DemandState, expected: Mix, s: Settings) -> DemandState:
+def _in_force(state: DemandState, s: Settings) -> DemandState:
     """Let the values in force follow what is seen where it has left the band around them."""
-    raw = _raw_mix(state, expected)
+    mix, raw = state.mix_in_force, _raw_mix(state)
     # The mean of n requests is known to about 1 / sqrt(n): lengths spread about as wide as their
     # mean in the public traces.
-    band = max(s.mix_deadband, 1.0 / sqrt(_PRIOR_REQUESTS + state.mix_arrivals))
-    mix = state.mix_in_force
+    band = max(s.mix_deadband, 1.0 / sqrt(max(1.0, min(state.prompt_count, state.answer_count))))
     if mix is None or _moved(mix, raw, band):
         mix = (_three_digits(raw[0]), _three_digits(raw[1]), round(raw[2], 3))
     seen, demand = _seen_rps(state), state.demand_rps
@@ -173,12 +187,6 @@ def _moved(old: tuple[float, float, float], new: tuple[float, float, float], ban
     old_computed, new_computed = old[0] * (1.0 - old[2]), new[0] * (1.0 - new[2])
     pairs = ((old[0], new[0]), (old[1], new[1]), (old_computed, new_computed))
     return any(abs(after - before) > band * before for before, after in pairs)
-
-
-def _mix(state: DemandState) -> Mix:
-    assert state.mix_in_force is not None
-    input_tokens, output_tokens, cached = state.mix_in_force
-    return Mix(input_tokens, output_tokens, cached)
 
 
 def _close_bin(state: DemandState, horizon_s: float, s: Settings) -> DemandState:

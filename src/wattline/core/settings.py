@@ -31,8 +31,9 @@ class Settings:
     How demand is seen
         expected: per deployment, the mean request before any was seen (empty: 1,024 prompt tokens
         and 256 output tokens).
-        rate_window_s, mix_window_s: time constants over which sums fade, for the rate in a burst,
-        and for the calm rate and the mean request.
+        rate_window_s: time constant over which counts fade for the rate in a burst. mix_requests,
+        mix_window_s: the calm rate and the mean request are taken over so many requests (a mean of
+        1,000 is known to about 3 %), but over no more than so many seconds.
         stale_s: metrics older than this are an outage.
         mix_deadband, demand_deadband: relative change of mean request and falling demand below
         which the plan keeps standing on the old value (noise of a minute's traffic).
@@ -63,6 +64,7 @@ class Settings:
     clock_steps: tuple[float, ...] | None = None
     expected: tuple[Mix, ...] = ()
     rate_window_s: float = 10.0
+    mix_requests: float = 1000.0
     mix_window_s: float = 60.0
     stale_s: float = 10.0
     mix_deadband: float = 0.03
@@ -75,9 +77,9 @@ class Settings:
     replica_interval_s: float = 30.0
     replica_down_s: float = 300.0
     replica_hold_s: float = 30.0
-    cap_hold_s: float = 10.0
+    cap_hold_s: float = 15.0
     cap_deadband_w: float = 10.0
-    min_gain: float = 0.01
+    min_gain: float = 0.02
     urgent_gain: float = 0.1
     spare_gain: float = 0.05
     repair_s: float = 5.0
@@ -95,7 +97,14 @@ class Settings:
                 len(self.expected),
                 f"give one mean request for each of {len(self.fleet.deployments)} deployments",
             )
-        for name in ("cap_step_w", "rate_window_s", "mix_window_s", "drain_s", "history_bin_s"):
+        for name in (
+            "cap_step_w",
+            "rate_window_s",
+            "mix_requests",
+            "mix_window_s",
+            "drain_s",
+            "history_bin_s",
+        ):
             self._check(name, getattr(self, name) > 0, "above 0")
         for name in ("stale_s", "replica_interval_s", "replica_down_s", "replica_hold_s"):
             self._check(name, getattr(self, name) >= 0, "0 or more")

@@ -13,23 +13,24 @@ SCHEMA = "wattline.state/1"
 class DemandState:
     """One deployment's demand as remembered.
 
-    seen_until_s: end of the newest window taken in (None: nothing seen yet). The fast_* sums fade
-    over seconds and give the rate in a burst; the mix_* sums fade over a minute and give the rate
-    in calm and the mean request. mix_in_force: prompt tokens, cached fraction and output tokens
-    that the plan stands on; demand_rps: the rate that it stands on. bins_rps: closed bins of the
-    history, oldest first; bin_arrivals and bin_s: the open one. floor_rps: what the forecast asks
-    for at least.
+    seen_until_s: end of the newest window taken in (None: nothing seen yet). The other sums fade:
+    fast_* over seconds, for the rate in a burst; calm_* more slowly, for the rate otherwise;
+    prompt_* (over arrivals) and answer_* (over completions) give the mean request.
+    mix_in_force: prompt tokens, output tokens and cached fraction that the plan stands on;
+    demand_rps: the rate that it stands on. bins_rps: closed bins of the history, oldest first;
+    bin_arrivals and bin_s: the open one. floor_rps: what the forecast asks for at least.
     """
 
     seen_until_s: float | None = None
     fast_s: float = 0.0
     fast_arrivals: float = 0.0
-    mix_s: float = 0.0
-    mix_arrivals: float = 0.0
-    mix_input_tokens: float = 0.0
-    mix_cached_tokens: float = 0.0
-    mix_completions: float = 0.0
-    mix_output_tokens: float = 0.0
+    calm_s: float = 0.0
+    calm_arrivals: float = 0.0
+    prompt_count: float = 0.0
+    prompt_tokens: float = 0.0
+    prompt_cached_tokens: float = 0.0
+    answer_count: float = 0.0
+    answer_tokens: float = 0.0
     mix_in_force: tuple[float, float, float] | None = None
     demand_rps: float = 0.0
     bins_rps: tuple[float, ...] = ()
