@@ -31,7 +31,7 @@ from wattline.sim.policies.dynamo_boundary import (
     final_targets,
 )
 from wattline.sim.policies.dynamo_budget import ClampReason, Roles, minimum_fits, shrink_pair
-from wattline.sim.policies.dynamo_engine import Shape, engine_rps
+from wattline.sim.policies.dynamo_engine import Shape, balanced_replicas, engine_rps
 from wattline.sim.policies.dynamo_load import (
     LoadAdvice,
     LoadInput,
@@ -164,13 +164,20 @@ class DynamoClamp:
         return most_replicas(self._fleet.pools[pool])
 
     def initial_plan(self, budget: Budget) -> tuple[PoolPlan, ...]:
-        """All replicas, shrunk in proportion until their requested watts fit the budget.
+        """Replicas balanced for the expected request, shrunk in proportion to fit the budget.
 
         InfeasibleError where the minimum footprint does not fit: the planner refuses to start.
         """
         plan = [PoolPlan(0, cap) for cap in self._caps]
         for graph in self._graphs:
-            wanted = tuple(0 if pool is None else self._most(pool) for pool in graph.pools)
+            members = [pool for pool in graph.pools if pool is not None]
+            balanced = balanced_replicas(
+                self._settings, members, self._caps, graph.shape, self._slo(graph)
+            )
+            wanted = [
+                0 if pool is None else max(balanced[pool], self._minimum(pool))
+                for pool in graph.pools
+            ]
             limit_w = self._limit_w(graph, budget)
             if not minimum_fits(limit_w, graph.roles):
                 name = self._fleet.deployments[graph.deployment].name
@@ -191,12 +198,12 @@ class DynamoClamp:
     def decide(self, snapshot: Snapshot) -> Decision:
         """Run the loops that are due and hold the result to the power budget."""
         if not self._desired:
-            self._desired = [view.ready + view.starting for view in snapshot.pools]
+            self._start(snapshot)
         last_s = snapshot.time_s - self.interval_s if self._last_s is None else self._last_s
         elapsed_s = snapshot.time_s - last_s
         self._last_s = snapshot.time_s
         if self._next_throughput_s is None:
-            self._next_throughput_s = last_s + THROUGHPUT_INTERVAL_S
+            self._next_throughput_s = snapshot.time_s + THROUGHPUT_INTERVAL_S
         throughput_due = snapshot.time_s >= self._next_throughput_s
         if throughput_due:
             self._next_throughput_s += THROUGHPUT_INTERVAL_S
@@ -207,6 +214,18 @@ class DynamoClamp:
                 self._scale_for_throughput(graph, snapshot)
             verdicts |= self._scale(graph, snapshot)
         return self._decision(snapshot, [verdicts[i] for i in range(len(self._fleet.pools))])
+
+    def _start(self, snapshot: Snapshot) -> None:
+        """Take what is there as wanted, and keep it until the first throughput decision.
+
+        A planner that has run for a while has lower bounds; without them it would shed replicas
+        for its first three minutes.
+        """
+        self._desired = [view.ready + view.starting for view in snapshot.pools]
+        for graph in self._graphs:
+            for side, pool in enumerate(graph.pools):
+                if pool is not None:
+                    graph.lower_bound[side] = self._desired[pool]
 
     def _decision(self, snapshot: Snapshot, verdicts: Sequence[_Verdict]) -> Decision:
         pools = range(len(verdicts))

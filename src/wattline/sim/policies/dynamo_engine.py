@@ -8,11 +8,14 @@ length, and the time of one decode pass. Planner's formulas: facts of `engine_qu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
 from wattline.core.engine import EngineModel, ForwardPass
 from wattline.core.fleet import Role, Setting, Slo
+from wattline.core.settings import Settings
+from wattline.sim.policies.common import most_replicas
 
 _MAX_CANDIDATES = 128
 """Batch sizes that the planner's capacity search looks at."""
@@ -59,6 +62,27 @@ def engine_rps(engine: EngineModel, setting: Setting, role: Role, shape: Shape, 
             if _prompt_share(shape, b) <= engine.max_batched_tokens - b
         ]
     return max(candidates, default=(False, 0.0))[1]
+
+
+def balanced_replicas(
+    settings: Settings, pools: Sequence[int], caps: Sequence[Setting], shape: Shape, slo: Slo
+) -> dict[int, int]:
+    """Replicas of a deployment's `pools` for the highest demand that all of them can serve.
+
+    What an operator deploys who knows the mean request and no more: no pool is larger than the
+    smallest one needs. `caps` is per pool of the fleet.
+    """
+    fleet = settings.fleet
+    rates = {
+        i: engine_rps(settings.engines[i], caps[i], fleet.pools[i].role, shape, slo) for i in pools
+    }
+    most = {i: most_replicas(fleet.pools[i]) for i in pools}
+    demand_rps = min((most[i] * rate for i, rate in rates.items() if rate > 0.0), default=0.0)
+    return {
+        # A hair less than the product, so that it does not round up to one replica more.
+        i: min(most[i], max(1, ceil(demand_rps / rate - 1e-9))) if rate > 0.0 else most[i]
+        for i, rate in rates.items()
+    }
 
 
 def _batches(most: int) -> list[int]:

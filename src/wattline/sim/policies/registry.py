@@ -48,11 +48,15 @@ def names() -> tuple[str, ...]:
 
 def build(name: str, settings: Settings, context: PolicyContext) -> StartingPolicy:
     """Make a fresh policy; InputError for an unknown name or a context that lacks its values."""
-    make = _POLICIES.get(name)
-    if make is None:
+    check_name(name)
+    return _POLICIES[name](settings, context)
+
+
+def check_name(name: str) -> None:
+    """InputError with the nearest names if there is no policy `name`."""
+    if name not in _POLICIES:
         close = get_close_matches(name, _POLICIES, n=3, cutoff=0.4)
         raise InputError("policy", name, f"use one of {', '.join(close or _POLICIES)}")
-    return make(settings, context)
 
 
 def initial_plan(

@@ -23,6 +23,7 @@ from wattline.sim.policies.common import (
     replica_steps,
 )
 from wattline.sim.policies.context import PolicyContext
+from wattline.sim.policies.dynamo_engine import Shape, balanced_replicas
 
 THETA_UP = 0.55
 THETA_DOWN = 0.40
@@ -71,6 +72,7 @@ class SloScaler:
     uses_ledger = False
 
     def __init__(self, settings: Settings, context: PolicyContext) -> None:
+        self._settings = settings
         self._fleet = settings.fleet
         self._caps = [
             Setting(self._fleet.product_of(pool).default_limit_w) for pool in self._fleet.pools
@@ -85,8 +87,8 @@ class SloScaler:
         return max(1, self._fleet.pools[pool].min_replicas)
 
     def initial_plan(self, budget: Budget) -> tuple[PoolPlan, ...]:
-        """Replicas in proportion to the pools' GPUs, as many as fit at default caps."""
-        most = [most_replicas(pool) for pool in self._fleet.pools]
+        """Replicas in the ratio that the expected request needs, as many as fit at default caps."""
+        most = self._balanced()
         counts = [self._minimum(i) for i in range(len(most))]
         while True:
             room = [
@@ -100,6 +102,15 @@ class SloScaler:
             emptiest = min(room, key=lambda i: (counts[i] / most[i], i))
             counts[emptiest] += 1
         return tuple(PoolPlan(n, cap) for n, cap in zip(counts, self._caps, strict=True))
+
+    def _balanced(self) -> list[int]:
+        counts: dict[int, int] = {}
+        for index, deployment in enumerate(self._fleet.deployments):
+            pools = [i for i, p in enumerate(self._fleet.pools) if p.deployment == deployment.name]
+            mix = self._settings.expected_mix(index)
+            shape = Shape(ceil(mix.input_tokens), ceil(mix.output_tokens), mix.cached_fraction)
+            counts |= balanced_replicas(self._settings, pools, self._caps, shape, deployment.slo)
+        return [counts[i] for i in range(len(self._fleet.pools))]
 
     def _requested_w(self, counts: list[int]) -> float:
         return fsum(n * self._replica_w(i) for i, n in enumerate(counts))
