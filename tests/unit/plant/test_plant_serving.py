@@ -171,6 +171,22 @@ def test_zero_load_is_not_busy_under_a_threshold_of_zero() -> None:
     assert plant.totals().completed == 1
 
 
+@pytest.mark.parametrize("moment_s", [0.0311, 0.2503, 0.4507, 0.6011])
+def test_a_worker_is_busy_only_above_its_threshold(moment_s: float) -> None:
+    def rejected(tokens_under: int) -> int:
+        late = Request(moment_s, 10, 5)
+        plant = make_plant([Request(0.0, 200, 300), late], (pool(Role.AGGREGATED, 1),))
+        plant.advance(moment_s - 1e-6)
+        held = plant.pool_view(0).active_kv_tokens
+        assert held > 0
+        plant.set_admission(0, Admission(active_decode_blocks=(held - tokens_under) / 4096))
+        plant.advance(moment_s)
+        return plant.totals().rejected
+
+    assert rejected(0) == 0
+    assert rejected(1) == 1
+
+
 def test_routing_avoids_busy_workers() -> None:
     requests = [Request(0.0, 200, 2), Request(1e-4, 200, 2), Request(2e-4, 200, 2)]
     plant = make_plant(requests, (pool(Role.AGGREGATED, 2),), routing=Routing.ROUND_ROBIN)

@@ -88,7 +88,7 @@ class Frontend:
             return True
         if self._blocks is None or not worker.decodes:
             return False
-        return worker.active_kv_tokens(now) > self._blocks * engine.kv_capacity_tokens
+        return worker.holds_more_than(self._blocks * worker.kv_capacity, now)
 
     def eligible(self, stage: Stage, now: float) -> list[Replica]:
         """Ready replicas of a stage that are not busy."""
@@ -112,14 +112,14 @@ class Frontend:
         needed = sequence.total_tokens
         steps = (workers, self.decode.ready) if self.disaggregated else (workers,)
         for step in steps:
-            if all(needed > worker.engine.kv_capacity_tokens for worker in step):
+            if all(needed > worker.kv_capacity for worker in step):
                 return None
-        workers = [w for w in workers if w.engine.kv_capacity_tokens >= needed]
+        workers = [w for w in workers if w.kv_capacity >= needed]
         return self.entry.pick(sequence, workers, now)
 
     def place(self, stage: Stage, sequence: Sequence, now: float) -> Replica | None:
         """Worker for a request that was admitted before; busy ones are avoided, not excluded."""
         needed = sequence.total_tokens
         workers = self.eligible(stage, now) or stage.ready
-        workers = [w for w in workers if w.engine.kv_capacity_tokens >= needed]
+        workers = [w for w in workers if w.kv_capacity >= needed]
         return stage.pick(sequence, workers, now) if workers else None

@@ -49,7 +49,6 @@ class Replica:
         "_first_s",
         "_growth_s",
         "_kernel",
-        "_kv_capacity",
         "_mode",
         "_on_drained",
         "_on_prefilled",
@@ -67,6 +66,7 @@ class Replica:
         "decodes",
         "engine",
         "gpus",
+        "kv_capacity",
         "kv_decode",
         "kv_held",
         "load",
@@ -98,7 +98,7 @@ class Replica:
     ) -> None:
         self._kernel = kernel
         self.engine = engine
-        self._kv_capacity = engine.kv_capacity_tokens
+        self.kv_capacity = engine.kv_capacity_tokens
         self._seats = engine.max_num_seqs
         self._batched_tokens = engine.max_batched_tokens
         self.decodes = role is not Role.PREFILL
@@ -153,7 +153,7 @@ class Replica:
     def _fits(self, sequence: Sequence) -> bool:
         return (
             self.batch < self._seats
-            and self.kv_held + sequence.prompt + self.batch + 1 <= self._kv_capacity
+            and self.kv_held + sequence.prompt + self.batch + 1 <= self.kv_capacity
         )
 
     def _cut(self, now: float) -> None:
@@ -219,7 +219,7 @@ class Replica:
                 self.load -= 1
                 self._on_prefilled(sequence, self, now)
             if self.cache is not None and chunk and sequence.hashes:
-                self.cache.insert(sequence.hashes, self._kv_capacity - self.kv_held)
+                self.cache.insert(sequence.hashes, self.kv_capacity - self.kv_held)
         self._chosen.clear()
 
     def _join(self, sequence: Sequence, now: float) -> None:
@@ -241,7 +241,7 @@ class Replica:
 
     def _begin(self, now: float) -> None:
         """Start whatever comes next: a pass, a run, or nothing."""
-        while self.batch and self.kv_held + self.batch > self._kv_capacity:
+        while self.batch and self.kv_held + self.batch > self.kv_capacity:
             self._preempt_newest()
         if self._waiting:
             self._choose()
@@ -275,7 +275,7 @@ class Replica:
         self._run_steps = min(
             self._ends[0][0] - self._steps,
             steps_within(kv, cell.end_tokens, batch),
-            (self._kv_capacity - self.kv_held) // batch,
+            (self.kv_capacity - self.kv_held) // batch,
         )
         return cell.power_w
 
@@ -283,7 +283,7 @@ class Replica:
         """Pick what the next pass works on, first come first served."""
         waiting, chosen, batch = self._waiting, self._chosen, self.batch
         budget = self._batched_tokens - batch
-        kv_free = self._kv_capacity - self.kv_held - batch
+        kv_free = self.kv_capacity - self.kv_held - batch
         seats = self._seats - batch
         tokens, context, done, kv_done = 0, 0.0, 0, 0
         while waiting and budget > 0 and seats > 0:
@@ -318,7 +318,7 @@ class Replica:
         """Skip the part of the prompt that a cached prefix covers; one token is always computed."""
         if not sequence.hashes:
             return
-        cache.trim(self._kv_capacity - self.kv_held)
+        cache.trim(self.kv_capacity - self.kv_held)
         cached = min(cache.match(sequence.hashes), sequence.prompt - 1)
         if cached > 0:
             sequence.prefill_left -= cached
@@ -413,6 +413,15 @@ class Replica:
     def active_kv_tokens(self, now: float) -> int:
         """Tokens of context held, and those of prompts that wait."""
         return self.kv_held + self.waiting_kv + self.batch * self._steps_in_run(now)
+
+    def holds_more_than(self, tokens: float, now: float) -> bool:
+        """Say whether `active_kv_tokens` is above `tokens`, mostly without counting steps."""
+        at_start = self.kv_held + self.waiting_kv
+        if at_start > tokens:
+            return True
+        if self._mode != _RUN or at_start + self.batch * self._run_steps <= tokens:
+            return False
+        return self.active_kv_tokens(now) > tokens
 
     def generated_tokens(self, now: float) -> int:
         """Output tokens made since the start."""
