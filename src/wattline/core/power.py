@@ -103,7 +103,7 @@ class CapResponse:
     def watts(self, compute_s: float, memory_s: float, other_s: float, clock: float) -> float:
         """Mean watts of a pass at a fixed clock (a fraction, rounded down to a clock level)."""
         level = max(1, int(clock * CLOCK_LEVELS + 1e-9))
-        return self._at(_volts(self), compute_s, memory_s, other_s, level)[1]
+        return self._at(compute_s, memory_s, other_s, level)[1]
 
     def settle(
         self,
@@ -118,27 +118,18 @@ class CapResponse:
         Seconds are those at full clock and must not be negative; a pass of no work takes no time
         and draws `idle_w`. Duration is in whole nanoseconds, power in milliwatts.
         """
-        volts = _volts(self)
-        top = int(clock_ceiling * CLOCK_LEVELS + 1e-9)
-        lowest = _lowest_level(self)
-        if top > CLOCK_LEVELS:
-            top = CLOCK_LEVELS
-        elif top < lowest:
-            top = lowest
-        duration_s, power_w = self._at(volts, compute_s, memory_s, other_s, top)
+        top = CLOCK_LEVELS
+        if clock_ceiling < 1.0:
+            top = max(_lowest_level(self), int(clock_ceiling * CLOCK_LEVELS + 1e-9))
+        duration_s, power_w = self._at(compute_s, memory_s, other_s, top)
         if duration_s <= 0.0:
             return Settled(top / CLOCK_LEVELS, 0.0, min(self.idle_w, cap_w))
         if power_w > cap_w:
-            return self._settle_below(volts, compute_s, memory_s, other_s, cap_w, top, power_w)
+            return self._settle_below(compute_s, memory_s, other_s, cap_w, top, power_w)
         return Settled(top / CLOCK_LEVELS, round(duration_s, 9), round(power_w, 3))
 
     def _at(
-        self,
-        volts: tuple[float, ...],
-        compute_s: float,
-        memory_s: float,
-        other_s: float,
-        level: int,
+        self, compute_s: float, memory_s: float, other_s: float, level: int
     ) -> tuple[float, float]:
         """Seconds and watts at a clock level."""
         clock = level / CLOCK_LEVELS
@@ -152,13 +143,14 @@ class CapResponse:
         if total <= 0.0:
             return 0.0, self.idle_w
         stall = self.stall
-        switching = volts[level] * (stall + (1.0 - stall) * busy / total)
+        switching = stall + (1.0 - stall) * busy / total
+        if level < CLOCK_LEVELS:
+            switching *= _volts(self)[level]
         watts = self.static_w + self.memory_w * memory_s / total + self.compute_w * switching
         return total, watts
 
     def _settle_below(
         self,
-        volts: tuple[float, ...],
         compute_s: float,
         memory_s: float,
         other_s: float,
@@ -168,9 +160,13 @@ class CapResponse:
     ) -> Settled:
         """Find the highest level below `top` that obeys the cap; go off the cliff if none does."""
         low = _lowest_level(self)
-        low_s, low_w = self._at(volts, compute_s, memory_s, other_s, low)
+        low_s, low_w = self._at(compute_s, memory_s, other_s, low)
         if low_w > cap_w:
-            return self._below_floor(volts, compute_s, memory_s, other_s, cap_w, low)
+            return self._below_floor(compute_s, memory_s, other_s, cap_w, low)
+        # The plant's hot path: `_at`, written out with its constants at hand.
+        volts, knee, hidden = _volts(self), self.memory_knee, 1.0 - self.overlap
+        stall, rest = self.compute_w * self.stall, self.compute_w * (1.0 - self.stall)
+        static_w, streaming = self.static_w, self.memory_w * memory_s
         high, high_w = top, top_w
         while high - low > 1:
             # Watts grow smoothly with the clock: aim where the chord meets the cap, but always
@@ -182,26 +178,29 @@ class CapResponse:
                 middle = low + margin
             elif middle > high - margin:
                 middle = high - margin
-            middle_s, middle_w = self._at(volts, compute_s, memory_s, other_s, middle)
-            if middle_w > cap_w:
-                high, high_w = middle, middle_w
+            clock = middle / CLOCK_LEVELS
+            busy = compute_s / clock
+            stream = memory_s if clock >= knee else memory_s * knee / clock
+            if busy > stream:
+                total = busy + hidden * stream + other_s
             else:
-                low, low_s, low_w = middle, middle_s, middle_w
+                total = stream + hidden * busy + other_s
+            watts = static_w + (streaming + rest * volts[middle] * busy) / total
+            watts += stall * volts[middle]
+            if watts > cap_w:
+                high, high_w = middle, watts
+            else:
+                low, low_s, low_w = middle, total, watts
         return Settled(low / CLOCK_LEVELS, round(low_s, 9), min(cap_w, round(low_w, 3)))
 
     def _below_floor(
-        self,
-        volts: tuple[float, ...],
-        compute_s: float,
-        memory_s: float,
-        other_s: float,
-        cap_w: float,
-        low: int,
+        self, compute_s: float, memory_s: float, other_s: float, cap_w: float, low: int
     ) -> Settled:
         """Settle where the lowest clock draws more than the cap: low memory state, then duty."""
-        low_s, low_w = self._at(volts, compute_s, memory_s / self.memory_low, other_s, low)
+        slowed_s = memory_s / self.memory_low
+        low_s, low_w = self._at(compute_s, slowed_s, other_s, low)
         # The same bytes over a longer time, not more bytes.
-        low_w -= self.memory_w * (memory_s / self.memory_low - memory_s) / low_s
+        low_w -= self.memory_w * (slowed_s - memory_s) / low_s
         duty = 1.0
         if low_w > cap_w:
             room_w = low_w - self.idle_w
