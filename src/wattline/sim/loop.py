@@ -217,9 +217,10 @@ class ClosedLoop:
     def _one_tick(self, end_s: float) -> None:
         now_s = self._plant.now_s
         self._apply_budget_changes(now_s)
-        self._injector.advance(now_s)
         self._columns = replace(self._columns, enforced_w=self._plant.enforced_w())
         self._collect_reports(now_s)
+        # After the nodes have read back: what happens now is found in the next tick, not at once.
+        self._injector.advance(now_s)
         if now_s + 1e-9 >= self._next_decision_s:
             self._next_decision_s = now_s + self._policy.interval_s
             self._decide(now_s, self._telemetry.see(now_s))
