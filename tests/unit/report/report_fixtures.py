@@ -52,7 +52,7 @@ def fake_run(
     swing = [0.5 + 0.5 * math.sin(2 * math.pi * i / max(steps, 1)) for i in range(steps)]
     broken = policy == "uncapped" and fraction < 1
     top = GPUS * GPU_MAX_W if broken else budget * 0.985
-    cut = [0.8 * budget if 0.6 < i / steps < 0.75 else budget for i in range(steps)]
+    cut = [0.8 * budget if 0.6 < i / max(steps, 1) < 0.75 else budget for i in range(steps)]
     enforced = [
         top if broken else min(top, 0.985 * c) * (0.9 + 0.1 * s)
         for s, c in zip(swing, cut, strict=True)
@@ -68,7 +68,7 @@ def fake_run(
         for role, phase in (("prefill", 1.0), ("decode", -1.0)):
             pools.append(_pool(name, role, phase, fraction, swing, rng))
         served.append(_deployment(name, quality, swing, rng))
-    result = _result(policy, fraction, budget, quality, broken, steps * step_s, seed)
+    result = _result(policy, fraction, budget, quality, broken, max(steps, 1) * step_s, seed)
     series = RunSeries(
         step_s=step_s,
         time_s=time_s,

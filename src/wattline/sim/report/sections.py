@@ -118,7 +118,7 @@ def _ratios(results: Sequence[RunResult], group: Sequence[int], best: int) -> st
             other = results[index]
             if other.policy == policy and index != best and other.goodput_rps > 0:
                 ratio = results[best].goodput_rps / other.goodput_rps
-                parts.append(f"{ratio:.2f} × {policy}")
+                parts.append(f"{ratio:.2f} \u00d7 {policy}")
     if not parts:
         return ""
     return ": " + " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
@@ -158,7 +158,7 @@ def tiles(run: Run, reference: RunResult | None) -> list[Tile]:
     versus = ""
     if reference is not None and reference.goodput_rps > 0:
         ratio = result.goodput_rps / reference.goodput_rps
-        versus = f"{ratio:.2f} × {reference.policy}"
+        versus = f"{ratio:.2f} \u00d7 {reference.policy}"
     peak_share = result.peak_enforced_w / result.budget_w if result.budget_w else 0.0
     held = holds_budget(result)
     ttft = _target_note([d.ttft_target_s * 1e3 for d in served], result.ttft_p99_ms)

@@ -9,6 +9,7 @@ the largest of the bucket.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from wattline.sim.result import DeploymentSeries, PoolSeries, Run, RunEvent, RunSeries
@@ -65,7 +66,7 @@ class Thinning:
         steps = len(series.time_s)
         count = min(points, steps)
         edges = [bucket * steps // count for bucket in range(count + 1)] if count else [0]
-        self.buckets = list(zip(edges, edges[1:], strict=False))
+        self.buckets = list(pairwise(edges))
         headroom = [b - e for b, e in zip(series.budget_w, series.enforced_w, strict=True)]
         self.tight = [min(range(a, b), key=headroom.__getitem__) for a, b in self.buckets]
 

@@ -47,18 +47,16 @@ function unpack(packed) {
 
 const scaled = (packed, factor) => unpack(packed).map((v) => (v === null ? null : v * factor));
 
-function digits(value, top) {
-  const places = top >= 100 ? 0 : top >= 10 ? 1 : top >= 1 ? 2 : 3;
+function digits(value, top, fixed) {
+  const places = fixed ?? (top >= 100 ? 0 : top >= 10 ? 1 : top >= 1 ? 2 : 3);
   return value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
 }
 
+/* h:mm:ss from the start of the run. */
 function clock(seconds) {
   const s = Math.round(seconds);
-  if (s < 60) return `${s} s`;
-  const h = Math.floor(s / 3600);
-  const m = Math.floor((s % 3600) / 60);
-  const rest = String(s % 60).padStart(2, "0");
-  return h ? `${h}:${String(m).padStart(2, "0")}:${rest} h` : `${m}:${rest} min`;
+  const two = (n) => String(n).padStart(2, "0");
+  return `${Math.floor(s / 3600)}:${two(Math.floor((s % 3600) / 60))}:${two(s % 60)}`;
 }
 
 /* Ticks of time at whole seconds, minutes or hours. */
@@ -102,7 +100,7 @@ function panelsOf(run) {
   const step = { stepped: true };
   const starting = run.pools.some((pool) => unpack(pool.starting).some((v) => v > 0));
   const panels = [
-    { key: "power", title: "Power against budget", unit: "kW", height: 270, wide: true, zero: true, series: [
+    { key: "power", title: "Power against budget", unit: "kW", places: 2, height: 270, wide: true, zero: true, series: [
       line("Budget", "budget", kw(p.budget), { ...step, width: 2 }),
       line("Booked", "booked", kw(p.booked), { ...step, dash: [6, 4] }),
       line("Enforced", "enforced", kw(p.enforced), { ...step, width: 1.75 }),
@@ -312,7 +310,7 @@ function addPanel(panel, run, range, showRun) {
       setCursor: [(u) => {
         panel.series.forEach((s, index) => {
           const value = u.cursor.idx === null || u.cursor.idx === undefined ? null : u.data[index + 1][u.cursor.idx];
-          if (outputs[index]) outputs[index].textContent = value === null || value === undefined ? "" : digits(value, Math.abs(value));
+          if (outputs[index]) outputs[index].textContent = value === null || value === undefined ? "" : digits(value, Math.abs(value), panel.places);
         });
         if (u.cursor.event) showTime(run.x[u.cursor.idx]);
       }],
@@ -526,6 +524,17 @@ function resetZoom() {
   }
 }
 
+/* The run beside keeps its policy and takes the budget of the run that was just chosen. */
+function followBudget() {
+  const other = data.runs[$("against").value];
+  if (other) {
+    const budget = data.runs[$("run").value].budget_w;
+    const same = data.runs.findIndex((run) => run.policy === other.policy && run.budget_w === budget);
+    if (same >= 0) $("against").value = same;
+  }
+  draw();
+}
+
 function option(value, label) {
   const made = element("option", "", label);
   made.value = value;
@@ -582,15 +591,15 @@ function start() {
   $("against-label").hidden = data.runs.length < 2;
   $("run").closest("label").hidden = data.runs.length < 2;
   $("run").value = data.lead;
-  $("against").value = data.reference ?? "";
-  $("run").addEventListener("change", draw);
+  $("against").value = innerWidth > 860 ? data.reference ?? "" : "";
+  $("run").addEventListener("change", followBudget);
   $("against").addEventListener("change", draw);
   $("reset").addEventListener("click", resetZoom);
   sortable($("comparison"));
   for (const pick of document.querySelectorAll(".pick")) {
     pick.addEventListener("click", () => {
       $("run").value = pick.dataset.run;
-      draw();
+      followBudget();
       $("over-time").scrollIntoView();
     });
   }
