@@ -29,7 +29,7 @@ _PLAIN_TAGS = frozenset(
     for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
 )
 
-Path = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -74,7 +74,7 @@ def parse(model: type[_Model], text: str | bytes, where: str) -> _Model:
         raise _problem(error.errors(include_url=False)[0], value, lines, where) from error
 
 
-def load(text: str | bytes, where: str) -> tuple[Any, dict[Path, int]]:
+def load(text: str | bytes, where: str) -> tuple[Any, dict[FieldPath, int]]:
     """Plain values of a YAML (or JSON) text, and the line on which each field stands."""
     if len(text) > _MAX_BYTES:
         raise InputError(where, f"{len(text)} bytes", "at most 1 MiB")
@@ -103,9 +103,9 @@ class _Reader:
     def __init__(self, where: str) -> None:
         self._where = where
         self._seen: set[int] = set()
-        self.lines: dict[Path, int] = {}
+        self.lines: dict[FieldPath, int] = {}
 
-    def value(self, node: yaml.Node, path: Path) -> Any:
+    def value(self, node: yaml.Node, path: FieldPath) -> Any:
         line = node.start_mark.line + 1
         self.lines[path] = line
         if id(node) in self._seen:
@@ -121,7 +121,7 @@ class _Reader:
             return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
         return self._scalar(node, path, line)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -133,7 +133,7 @@ class _Reader:
             values[key] = self.value(value_node, (*path, key))
         return values
 
-    def _scalar(self, node: yaml.Node, path: Path, line: int) -> Any:
+    def _scalar(self, node: yaml.Node, path: FieldPath, line: int) -> Any:
         text = str(node.value)
         plain = getattr(node, "style", None) is None
         if not plain:
@@ -148,11 +148,11 @@ class _Reader:
             return int(text)
         return float(text) if _FLOAT.match(text) else text
 
-    def _refused(self, line: int, path: Path, found: str, remedy: str) -> InputError:
+    def _refused(self, line: int, path: FieldPath, found: str, remedy: str) -> InputError:
         return InputError(_place(self._where, line, path), found, remedy)
 
 
-def _place(where: str, line: int | None, path: Path) -> str:
+def _place(where: str, line: int | None, path: FieldPath) -> str:
     at = f"{where}:{line}" if line is not None else where
     name = ""
     for part in path:
@@ -160,7 +160,9 @@ def _place(where: str, line: int | None, path: Path) -> str:
     return f"{at}: {name}" if name else at
 
 
-def _problem(details: ErrorDetails, value: Any, lines: dict[Path, int], where: str) -> InputError:
+def _problem(
+    details: ErrorDetails, value: Any, lines: dict[FieldPath, int], where: str
+) -> InputError:
     path = _path_in(value, details["loc"])
     context = details.get("ctx", {})
     found: object = details["input"]
@@ -178,7 +180,9 @@ def _problem(details: ErrorDetails, value: Any, lines: dict[Path, int], where: s
     return InputError(_place(where, line, path), found, remedy[:1].lower() + remedy[1:])
 
 
-def _bad_tag(path: Path, found: object, context: dict[str, Any]) -> tuple[Path, object, str]:
+def _bad_tag(
+    path: FieldPath, found: object, context: dict[str, Any]
+) -> tuple[FieldPath, object, str]:
     key = str(context["discriminator"]).strip("'")
     if "tag" not in context:
         return path, found, f"give it a {key}"
@@ -186,7 +190,7 @@ def _bad_tag(path: Path, found: object, context: dict[str, Any]) -> tuple[Path, 
     return (*path, key), context["tag"], did_you_mean(context["tag"], known, key)
 
 
-def _path_in(value: Any, loc: tuple[str | int, ...]) -> Path:
+def _path_in(value: Any, loc: tuple[str | int, ...]) -> FieldPath:
     """`loc` less the parts that pydantic adds (names of union members)."""
     path: list[str | int] = []
     for part in loc:

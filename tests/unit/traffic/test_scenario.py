@@ -157,7 +157,7 @@ def test_every_key_is_documented() -> None:
         ("name: small", "name: small\n\tx: 1", "not valid YAML"),
         (MINIMAL, "- 1", "mine.yaml:1"),
         (MINIMAL, "", "empty"),
-        (MINIMAL, "[" * 50_000, "mine.yaml"),
+        (MINIMAL, "[" * 5_000, "mine.yaml"),
         (MINIMAL, "{a: " * 30, "mine.yaml"),
         (MINIMAL, "a: " + "x" * (1 << 20), "at most 1 MiB"),
         ("One pool.", "bell\a", "not valid YAML"),
@@ -339,7 +339,7 @@ FULL = yaml.safe_load(builtin_text("faults"))
 
 
 @given(data=st.data())
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_any_value_in_any_place_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
     mutated = yaml.safe_load(builtin_text("faults"))
     path = data.draw(st.sampled_from(paths(FULL)[1:]))
