@@ -121,7 +121,7 @@ class Trace:
             raise InputError(
                 f"{self.source}: cut",
                 f"{from_s:g} s to {end_s:g} s",
-                f"the trace covers 0 to {self.duration_s:g} s",
+                f"give a start before the end; the trace covers 0 to {self.duration_s:g} s",
             )
         if from_s == 0.0 and end_s == self.duration_s:
             return self
