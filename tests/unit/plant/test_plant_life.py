@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from plant_fixtures import PRODUCT, make_plant, pool
 
+from wattline.core.errors import InputError
 from wattline.core.fleet import Role
 from wattline.core.snapshot import Phase
 from wattline.sim.plant import Plant, Routing
@@ -26,6 +27,11 @@ def test_a_run_starts_as_planned_with_the_rest_parked() -> None:
     assert columns.replica == [0, 0, 1, 1, -1, -1, -1]
     assert columns.enforced_w == [500.0] * 4 + [PRODUCT.min_limit_w] * 3
     assert columns.draw_w is None
+
+
+def test_more_replicas_than_gpus_are_refused() -> None:
+    with pytest.raises(InputError, match="replicas at the start"):
+        make_plant([], (pool(Role.AGGREGATED, 7, per_replica=2),), ready=(4,))
 
 
 def test_a_started_replica_serves_after_its_start_up_time() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from wattline.core.engine import EngineModel
+from wattline.core.errors import InputError
 from wattline.core.fleet import Fleet, GpuProduct, Setting
 from wattline.core.snapshot import Phase
 from wattline.sim.plant.config import PlantConfig
@@ -109,6 +110,9 @@ class Workers:
 
     def start_ready(self, pool: int, count: int, setting: Setting) -> None:
         """Begin a run with `count` replicas loaded and serving under `setting`."""
+        if not 0 <= count <= len(self.pools[pool]):
+            where = f"pool {self._fleet.pools[pool].name}, replicas at the start"
+            raise InputError(where, count, f"its GPUs hold 0 to {len(self.pools[pool])}")
         for replica in self.pools[pool][:count]:
             for gpu in replica.gpus:
                 self._bank.set_now(gpu, setting.cap_w, setting.clock)
