@@ -26,7 +26,9 @@ Examples:
 )
 @scenario_argument
 @traffic_options
-@click.option("--budgets", metavar="B,B,...", help="Budgets: watts or percentages [the scenario's].")
+@click.option(
+    "--budgets", metavar="B,B,...", help="Budgets: watts or percentages [the scenario's]."
+)
 @click.option("--policies", default=DEFAULT_POLICIES, show_default=True, metavar="P,P,...")
 @click.option(
     "--jobs",
@@ -38,7 +40,9 @@ Examples:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for figures and report."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Figures to FILE; - prints.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Figures to FILE; - prints."
+)
 def compare(
     scenario: str,
     budgets: str | None,

@@ -43,21 +43,15 @@ def explain(
 
     Without options: how often each reason held, and when reasons and plans changed.
     """
-    from wattline.sim.explain import find_tick
+    from wattline.sim.explain import find_tick, last_tick
     from wattline.sim.record import Recording
 
     recording = Recording(run)
     if tick is None and why_not is None and not snapshot:
         _overview(recording, as_json)
         return
-    found: Tick | None
-    before: Tick | None
     if tick is None:
-        found = before = None
-        for found in recording.ticks():
-            pass
-        if found is None:
-            raise click.UsageError("the recording holds no decision")
+        found, before = last_tick(recording), None
     else:
         found, before = find_tick(recording, tick)
     if snapshot:
@@ -87,7 +81,9 @@ def _overview(recording: Recording, as_json: bool) -> None:
         return
     click.echo(f"{seen.policy}: {seen.ticks} decisions")
     for pool, codes in seen.codes.items():
-        shares = ", ".join(f"{code} {count / seen.ticks:.0%}" for code, count in codes.most_common())
+        shares = ", ".join(
+            f"{code} {count / seen.ticks:.0%}" for code, count in codes.most_common()
+        )
         click.echo(f"  {pool}: {shares}")
     click.echo(f"\n{len(seen.changes)} changes of reason or plan")
     for change in seen.changes:
@@ -199,6 +195,7 @@ def _judged(label: str, evaluation: Evaluation) -> None:
     rates = ", ".join(f"{rate:.4g}" for rate in evaluation.rate_rps)
     served = ", ".join(f"{rate:.4g}" for rate in evaluation.served_rps)
     click.echo(
-        f"  {label}: capacity {rates} rps, serves {served} rps, books {evaluation.booked_w:,.0f} W, "
-        f"draws about {evaluation.draw_w:,.0f} W: {evaluation.verdict}"
+        f"  {label}: capacity {rates} rps, serves {served} rps, "
+        f"books {evaluation.booked_w:,.0f} W, draws about {evaluation.draw_w:,.0f} W: "
+        f"{evaluation.verdict}"
     )

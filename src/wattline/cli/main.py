@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="wattline")
 def cli() -> None:
-    """Keep an LLM inference fleet inside a hard watt budget, and serve the most within it.
+    r"""Keep an LLM inference fleet inside a hard watt budget, and serve the most within it.
 
     \b
     Start here:

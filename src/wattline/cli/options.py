@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from wattline.core.errors import InputError
-
 from wattline.sim.files import write_text
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def traffic_options(command: F) -> F:
             click.option(
                 "--trace",
                 type=click.Path(path_type=Path, dir_okay=False),
-                help="Traffic from FILE: Azure 2023/2024 CSV, Mooncake JSONL or our own JSONL; .gz too.",
+                help="Traffic from FILE: Azure CSV, Mooncake JSONL or our own JSONL; .gz too.",
             ),
             click.option(
                 "--from",
@@ -45,7 +44,7 @@ def traffic_options(command: F) -> F:
             click.option(
                 "--scale-load",
                 metavar="X|saturate",
-                help="Compress time by X; `saturate` offers 1.1 x what the uncapped fleet can serve.",
+                help="Multiply the load; `saturate`: 1.1 x what the uncapped fleet can serve.",
             ),
             click.option("--seed", type=int, help="Seed of everything random [scenario's own]."),
         ]

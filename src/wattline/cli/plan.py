@@ -21,8 +21,8 @@ Examples:
 def plan(file: Path, as_json: bool) -> None:
     """Decide on the snapshot in FILE (YAML or JSON) and say why.
 
-    FILE holds `settings` (fleet, engines, how to decide) and `snapshot` (what is seen now); `wattline
-    explain RUN --tick N --snapshot` writes one to start from. Nothing is written anywhere.
+    FILE holds `settings` (fleet, engines, how to decide) and `snapshot` (what is seen now);
+    `wattline explain RUN --tick N --snapshot` writes one. Nothing is written anywhere.
     """
     from wattline.core.decide import decide
     from wattline.sim.record import decision_to_json

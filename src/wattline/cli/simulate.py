@@ -30,7 +30,9 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the recording, figures and the report; must not exist, or be an earlier run.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Figures to FILE; - prints.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Figures to FILE; - prints."
+)
 def simulate(
     scenario: str,
     policy: str,
@@ -41,8 +43,8 @@ def simulate(
 ) -> None:
     """Run one policy in closed loop on the traffic of SCENARIO [demo].
 
-    Prints a summary; with --out also keeps a recording that `explain` and `replay` read, and an HTML
-    report.
+    Prints a summary; with --out also keeps a recording that `explain` and `replay` read, and an
+    HTML report.
     """
     from rich.console import Console
 

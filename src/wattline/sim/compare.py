@@ -41,7 +41,7 @@ def compare(
         if progress is not None:
             progress(1.0 / len(jobs))
     runs, notes = [], []
-    for (policy, budget_w), (first, last) in zip(cells, spans, strict=True):
+    for (policy, _), (first, last) in zip(cells, spans, strict=True):
         chosen = best([finished[index] for index in range(first, last)])
         runs.append(chosen)
         if policy in HINDSIGHT:
@@ -52,9 +52,7 @@ def compare(
 def _sweep_note(
     experiment: Experiment, jobs: Sequence[Job], finished: dict[int, Run], first: int, chosen: Run
 ) -> str:
-    winner = next(
-        job for offset, job in enumerate(jobs) if finished[first + offset] is chosen
-    )
+    winner = next(job for offset, job in enumerate(jobs) if finished[first + offset] is chosen)
     assert winner.pool_caps_w is not None
     caps = ", ".join(
         f"{pool.name} {cap:.0f} W"

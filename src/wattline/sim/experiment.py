@@ -30,7 +30,7 @@ from wattline.sim.scenario_build import (
 from wattline.sim.traces import Trace
 
 SATURATION = 1.1
-"""Offered load under `--scale-load saturate`, as a multiple of what the uncapped fleet can serve."""
+"""Offered load under `--scale-load saturate`, over what the uncapped fleet can serve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +85,7 @@ class Experiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a report has to say about the traffic."""
-        scaled = (
-            (f"Load scaled by {self.load_factor:.4g}.",) if self.load_factor != 1.0 else ()
-        )
+        scaled = (f"Load scaled by {self.load_factor:.4g}.",) if self.load_factor != 1.0 else ()
         return (*self.trace.notes, *scaled)
 
     def budget_w(self, budget: str | None) -> float:

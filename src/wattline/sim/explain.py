@@ -82,6 +82,16 @@ def find_tick(recording: Recording, number: int) -> tuple[Tick, Tick | None]:
     raise InputError("--tick", number, f"no decision was recorded on it; the last before is {end}")
 
 
+def last_tick(recording: Recording) -> Tick:
+    """The last recorded tick; InputError if nothing was recorded."""
+    last = None
+    for tick in recording.ticks():
+        last = tick
+    if last is None:
+        raise InputError(str(recording.path), "no decision", "the run ended before its first tick")
+    return last
+
+
 def parse_plans(text: str, fleet: Fleet, decision: Decision) -> tuple[PoolPlan, ...]:
     """Plans from `POOL=[Nx]WATTS[@CLOCK],...`; pools not named keep the plan of `decision`."""
     names = [pool.name for pool in fleet.pools]
@@ -115,9 +125,7 @@ class WhyNot:
     plans: tuple[PoolPlan, ...]
 
 
-def why_not(
-    snapshot: Snapshot, decision: Decision, settings: Settings, text: str
-) -> WhyNot:
+def why_not(snapshot: Snapshot, decision: Decision, settings: Settings, text: str) -> WhyNot:
     """What `text` (see `parse_plans`) would have done on this tick instead of what was decided."""
     from wattline.core.decide import problems_of
 

@@ -17,4 +17,6 @@ def write_text(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise InputError(str(path), error.strerror or str(error), "choose a path that can be written") from error
+        raise InputError(
+            str(path), error.strerror or str(error), "choose a path that can be written"
+        ) from error

@@ -18,6 +18,17 @@ from wattline.sim.telemetry import MetricsState, Telemetry
 
 Wave = tuple[faults.BiasRamp | faults.BiasSine, tuple[int, ...]]
 
+LastingFault = (
+    faults.AgentSilent
+    | faults.WriteRefused
+    | faults.WriteClamped
+    | faults.NodeLost
+    | faults.HeatDerate
+    | faults.BiasStep
+    | faults.BiasRamp
+    | faults.BiasSine
+)
+
 _METRICS = {
     faults.MetricsOutage: MetricsState.OUTAGE,
     faults.MetricsStale: MetricsState.STALE,
@@ -77,7 +88,7 @@ class Injector:
         self._events.append(RunEvent(time_s=time_s, kind="fault", text=text))
 
     def _plan(self, fault: faults.Fault, where: str) -> None:
-        if isinstance(fault, faults.BudgetChange):
+        if isinstance(fault, faults.BudgetCut | faults.BudgetRestore):
             return
         text = fault.kind.replace("_", " ")
         self._at(fault.at_s, lambda now: self._note(now, text))
@@ -91,18 +102,15 @@ class Injector:
             self._at(fault.until_s, lambda _: self._plant.block_startup(pool, False))
         else:
             gpus = faults.target_gpus(fault.target, self._fleet, self._gpus_per_node, where)
-            self._plan_on_gpus(fault, gpus)
-
-    def _plan_on_gpus(self, fault: faults.Fault, gpus: tuple[int, ...]) -> None:
-        if isinstance(fault, faults.RivalWriter):
-            self._at(fault.at_s, lambda now: self._rival_writes(fault, gpus, now))
-            return
-        begin, end = self._effects(fault, gpus)
-        self._at(fault.at_s, lambda _: begin())
-        self._at(fault.until_s, lambda _: end())
+            if isinstance(fault, faults.RivalWriter):
+                self._at(fault.at_s, lambda now: self._rival_writes(fault, gpus, now))
+                return
+            begin, end = self._effects(fault, gpus)
+            self._at(fault.at_s, lambda _: begin())
+            self._at(fault.until_s, lambda _: end())
 
     def _effects(
-        self, fault: faults.Fault, gpus: tuple[int, ...]
+        self, fault: LastingFault, gpus: tuple[int, ...]
     ) -> tuple[Callable[[], None], Callable[[], None]]:
         """What a lasting fault does when it begins, and what undoes it."""
         if isinstance(fault, faults.AgentSilent):
@@ -118,10 +126,8 @@ class Injector:
         if isinstance(fault, faults.BiasStep):
             bias = partial(self._bias, fault.signal, gpus)
             return partial(bias, fault.factor), partial(bias, 1.0)
-        if isinstance(fault, faults.BiasRamp | faults.BiasSine):
-            wave = (fault, gpus)
-            return partial(self._waves.append, wave), partial(self._end_wave, wave)
-        raise AssertionError(f"no such fault: {fault}")
+        wave = (fault, gpus)
+        return partial(self._waves.append, wave), partial(self._end_wave, wave)
 
     def _set_metrics(self, state: MetricsState) -> None:
         self._telemetry.state = state
@@ -155,9 +161,7 @@ class Injector:
         for gpu, (before, after) in enumerate(zip(before_w, after_w, strict=True)):
             self._raised(gpu, after - before, "node back at default limits")
 
-    def _rival_writes(
-        self, fault: faults.RivalWriter, gpus: tuple[int, ...], now_s: float
-    ) -> None:
+    def _rival_writes(self, fault: faults.RivalWriter, gpus: tuple[int, ...], now_s: float) -> None:
         for gpu in gpus:
             before_w = self._plant.enforced_w()[gpu]
             after_w = self._plant.write_limit(gpu, fault.limit_w)

@@ -265,7 +265,6 @@ class ClosedLoop:
             guard_w=self.experiment.guard_w(change.total_w),
             version=self._budget.version + 1,
         )
-        # A raise counts from when it is in force; until then nothing above the old budget is booked.
         self._ledger.set_budget(self._budget.total_w, self._budget.guard_w, now_s)
         self._series.events.append(
             RunEvent(

@@ -30,9 +30,7 @@ class Replay:
     difference: Difference | None
 
 
-def replay(
-    recording: Recording, progress: Callable[[float], None] | None = None
-) -> Replay:
+def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Replay:
     """Feed the recording to a fresh policy of the same settings; stops at the first difference."""
     policy = recorded_policy(recording.header, str(recording.path))
     count = 0
@@ -66,11 +64,7 @@ def recorded_policy(header: Header, where: str) -> StartingPolicy:
 
 def _difference(tick: int, line: int, recorded: bytes, replayed: bytes) -> Difference:
     place = next(
-        (
-            index
-            for index, (a, b) in enumerate(zip(recorded, replayed, strict=False))
-            if a != b
-        ),
+        (index for index, (a, b) in enumerate(zip(recorded, replayed, strict=False)) if a != b),
         min(len(recorded), len(replayed)),
     )
     window = slice(max(0, place - 60), place + 60)

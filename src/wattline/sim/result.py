@@ -2,8 +2,8 @@
 
 Definitions (also in docs/concepts/metrics.md). ITL of a request = (last - first token time)/(n-1).
 Goodput = requests that met both targets / duration of the trace. Attainment = the same count over
-*offered* requests: rejected and unfinished ones missed. Tokens and joules are over one fixed window:
-the duration of the trace plus the drain that the scenario states.
+*offered* requests: rejected and unfinished ones missed. Tokens and joules are over one fixed
+window: the duration of the trace plus the drain that the scenario states.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PoolSeries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSeries:
-    """One deployment over time. Latencies are over requests that ended in the step; None if none."""
+    """One deployment over time. Latencies are over requests that ended in the step, None if none."""
 
     name: str
     ttft_target_s: float

@@ -42,7 +42,9 @@ class RunFolder:
         if target is None:
             return self
         try:
-            if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MARK).exists())):
+            if target.exists() and (
+                not target.is_dir() or (any(target.iterdir()) and not (target / MARK).exists())
+            ):
                 raise InputError(
                     "--out", str(target), "exists and is not an earlier run: choose another folder"
                 )

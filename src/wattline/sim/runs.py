@@ -23,6 +23,7 @@ from wattline.sim.result import Run
 HINDSIGHT = ("best-static", "dynamo-clamp-best")
 """Policies that are a sweep of static caps, of which the best in hindsight is kept."""
 
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run: a policy at a budget, with static caps per pool if it is part of a sweep."""
@@ -58,9 +59,7 @@ def run(
         nullcontext() if record is None else Recorder(record, _header(experiment, job, command))
     )
     with recorder as open_recorder:
-        loop = ClosedLoop(
-            experiment, policy, budget_w=job.budget_w, recorder=open_recorder
-        )
+        loop = ClosedLoop(experiment, policy, budget_w=job.budget_w, recorder=open_recorder)
         return loop.run(progress)
 
 
@@ -94,9 +93,7 @@ def jobs_for(experiment: Experiment, policy: str, budget_w: float) -> list[Job]:
     if policy not in HINDSIGHT:
         return [Job(policy, budget_w)]
     budget = Budget(total_w=budget_w, guard_w=experiment.guard_w(budget_w), version=1)
-    return [
-        Job(policy, budget_w, caps_w) for caps_w in static_splits(experiment.fleet, budget)
-    ]
+    return [Job(policy, budget_w, caps_w) for caps_w in static_splits(experiment.fleet, budget)]
 
 
 def best(runs: Sequence[Run]) -> Run:

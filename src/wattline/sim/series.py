@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -176,7 +177,7 @@ def _grouped_percentiles(
     edges = np.searchsorted(places, np.arange(steps + 1))
     p50: list[float | None] = []
     p99: list[float | None] = []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(edges):
         if first == last:
             p50.append(None)
             p99.append(None)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from wattline.grants.ledger import Grant
 from wattline.sim.node import Node, Order
 
@@ -86,7 +88,7 @@ def test_a_rival_is_repaired_at_once_and_then_with_growing_pauses() -> None:
         if len(hardware.repaired) > before:
             repairs.append(second)
     assert repairs[0] == 0
-    pauses = [later - earlier for earlier, later in zip(repairs, repairs[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(repairs)]
     assert pauses == sorted(pauses)
     assert pauses[-1] == 60
     assert set(hardware.repaired) == {0}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,11 @@ from wattline.sim.runs import Job, run
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recording") / "recording.jsonl.gz"
     ready = experiment(duration_s=15)
     run(ready, Job("wattline", ready.budget_w(None)), record=path, command="test")
-    yield path
+    return path
 
 
 def test_every_decision_is_recomputed_to_the_byte(recording: Path) -> None:
