@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import sqrt
 
+from wattline.core.capacity import Margins
 from wattline.core.decision import Admission
 from wattline.core.engine import EngineModel, ForwardPass
 from wattline.core.fleet import Fleet, Role, Setting, Slo
@@ -24,8 +26,8 @@ from wattline.core.mix import Mix
 
 # Share of a target that is planned for; the rest is for arrivals that cluster.
 _MARGIN = 0.95
-# Moving a prompt's cache between replicas: one 400 Gb/s port per GPU.
-_LINK_BYTES_PER_S = 50e9
+# Spread of lengths and the speed of links, as capacities assume them.
+_SPREAD = Margins()
 # Length of a long prompt over the mean one: 19 in 20 are shorter when lengths spread as wide as
 # their mean (exponential: ln 20), which the public chat traces nearly do.
 _LONG_PROMPT = 3.0
@@ -105,7 +107,7 @@ def _prompt_limit(worker: Worker, mix: Mix, slo: Slo) -> tuple[float, float]:
     moving_s = 0.0
     if worker.role is Role.PREFILL:
         moved = worker.engine.kv_bytes_per_token * mix.input_tokens
-        moving_s = moved / (_LINK_BYTES_PER_S * worker.gpus_per_replica) + slo.itl_s
+        moving_s = moved / (_SPREAD.kv_bytes_per_s * worker.gpus_per_replica) + slo.itl_s
     own_tokens = _LONG_PROMPT * mix.computed_tokens
     held = rate * (_MARGIN * slo.ttft_s - moving_s) - own_tokens
     room = worker.engine.max_batched_tokens
@@ -136,8 +138,11 @@ def _share(engine: EngineModel, tokens: float) -> float:
 
 
 def _context(mix: Mix) -> float:
-    """Mean tokens of context of a sequence over its time in decode."""
-    return mix.input_tokens + 0.5 * mix.output_tokens
+    """Tokens of context that a decoding sequence holds at a random time.
+
+    Long answers are met more often than short ones (inspection paradox).
+    """
+    return mix.input_tokens + 0.5 * (1.0 + _SPREAD.output_cv2) * mix.output_tokens
 
 
 @lru_cache(maxsize=_CACHE_ENTRIES)
@@ -200,7 +205,10 @@ def _largest(engine: EngineModel, mix: Mix, meets: Callable[[int], bool]) -> int
     Bounded by the engine's own limit and by the cache.
     """
     low = 0
-    high = min(engine.max_num_seqs, int(engine.kv_capacity_tokens / _context(mix))) + 1
+    # The contexts of n sequences sum up to n means give or take sqrt(n): a cache that is full on
+    # average would make sequences wait half of the time.
+    fitting = engine.kv_capacity_tokens / _context(mix)
+    high = min(engine.max_num_seqs, int(fitting - sqrt(fitting))) + 1
     while high - low > 1:
         middle = (low + high) // 2
         if meets(middle):
