@@ -359,6 +359,14 @@ def test_replicas_fit_the_budget_and_follow_a_cut() -> None:
     assert sum(counts(policy.decide(world.snapshot(demand=[late])))) == 3
 
 
+def test_a_cut_takes_replicas_from_both_pools_in_proportion() -> None:
+    settings = disaggregated(16, 16)
+    policy = build("slo-scaler", settings, context())
+    world = world_of(settings, 12 * HIGH_W, 16, 8)
+    late = traffic(5.0, ttft_p99_s=0.9, itl_p99_s=0.03)
+    assert counts(policy.decide(world.snapshot(demand=[late]))) == [8, 4]
+
+
 def test_an_outage_holds_the_scaler_until_its_samples_are_old() -> None:
     settings = disaggregated()
     policy = build("slo-scaler", settings, context())

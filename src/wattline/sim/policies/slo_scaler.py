@@ -176,18 +176,18 @@ class SloScaler:
         saturation: list[float | None],
         usable_w: float,
     ) -> list[int]:
-        """Grant falls, give up what exceeds the budget, then grow one replica at a time."""
+        """Grant falls, give up what exceeds the budget, then grow, one replica at a time.
+
+        Shares count first: the pool that kept most of its replicas gives one up, the one that got
+        least of what it wants gets one. Saturation breaks ties.
+        """
         counts = [min(s, w) for s, w in zip(standing, wanted, strict=True)]
-
-        def urgency(i: int) -> float:
-            value = saturation[i]
-            return 0.0 if value is None else value
-
+        urgency = [0.0 if value is None else value for value in saturation]
         while self._requested_w(counts) > usable_w:
             able = [i for i, n in enumerate(counts) if n > self._minimum(i)]
             if not able:
                 return counts
-            counts[min(able, key=lambda i: (urgency(i), i))] -= 1
+            counts[max(able, key=lambda i: (counts[i] / standing[i], -urgency[i], -i))] -= 1
         while True:
             able = [
                 i
@@ -196,7 +196,7 @@ class SloScaler:
             ]
             if not able:
                 return counts
-            counts[max(able, key=lambda i: (urgency(i), -i))] += 1
+            counts[min(able, key=lambda i: (counts[i] / wanted[i], -urgency[i], i))] += 1
 
     def _saying(
         self, pool: int, standing: int, wanted: int, count: int, saturation: float | None
