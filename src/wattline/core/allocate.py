@@ -35,6 +35,8 @@ Objective = Literal["throughput", "energy"]
 _STEPS = 2.0**36
 # Where no demand is forecast, capacity above demand is measured against this share of the most.
 _IDLE_SHARE = 0.05
+# Headroom is a matter of taste: its optimum need not be proven.
+_SPREAD_GAP = 1e-3
 # Options that one batch may hold at once: bounds memory to some hundred MB.
 _BATCH = 1 << 21
 
@@ -64,7 +66,7 @@ def allocate(
     objective: Objective = "throughput",
     *,
     headroom: float = 1.0,
-    gap: float = 1e-6,
+    gap: float = 1e-4,
 ) -> Allocation:
     """Choose replicas and a setting per pool so that the most demand is served within the watts.
 
@@ -91,7 +93,7 @@ def allocate(
         options = [points.option(d, int(point)) for d, point in enumerate(choice)]
         plans = least_energy.choose(deployments, options, needed, capacity, gap)
     else:
-        choice = _spread(points, choice, target, priority, capacity, gap)
+        choice = _spread(points, choice, target, priority, capacity, max(gap, _SPREAD_GAP))
         plans = _plans(deployments, points, choice)
     return _allocation(deployments, points, choice, target, plans, value, bound, True)
 

@@ -2,6 +2,11 @@
 
 With the rate of every deployment settled, pools of different roles no longer depend on each other,
 so each role is one group of a knapsack whose options are watts booked against watts drawn.
+
+A pool that is alone in its role uses each setting with the fewest replicas that reach the rate.
+Where draw is concave in load (it is, but for a model's last digits) and a parked GPU draws no more
+than an idle one, another replica books more and draws no less, whatever the load: n f(x / n) does
+not fall with n for a concave f >= 0.
 """
 
 from __future__ import annotations
@@ -17,23 +22,8 @@ from wattline.core.fleet import Role
 from wattline.core.frontier import Floats, Ints, Mask
 from wattline.core.problem import DeploymentProblem, PoolProblem, option_plan, role_order
 
-# Options x roles looked at in one batch: bounds memory to some hundred MB.
-_BATCH = 1 << 21
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """What the pools of one role could be together.
-
-    option: (options, pools) replicas x number of settings + setting. rate, milliwatts: (options,).
-    serves: (options,) whether any replica is up.
-    """
-
-    pools: tuple[PoolProblem, ...]
-    option: Ints
-    rate: Floats
-    milliwatts: Floats
-    serves: Mask
+# Roles looked at in one batch: bounds memory to some ten MB.
+_ROWS = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +35,28 @@ class _Task:
     pools: tuple[PoolProblem, ...]
     needed_rps: float
     expected_rps: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Options of tasks of one shape, a row per task.
+
+    tasks: their indices. option: (rows, options, pools) replicas x number of settings + setting.
+    milliwatts: booked. drawn: expected milliwatts, whole, infinite where the rate is not reached.
+    useless: replicas are up but no load meets the targets.
+    """
+
+    tasks: list[int]
+    option: Ints
+    milliwatts: Floats
+    drawn: Floats
+    useless: Mask
+
+    def ready(self) -> Floats:
+        """Drawn milliwatts with useless options out, unless a task has no others."""
+        useful = np.isfinite(self.drawn) & ~self.useless
+        out = self.useless & useful.any(axis=1, keepdims=True)
+        return np.where(out, np.inf, self.drawn)
 
 
 def choose(
@@ -66,26 +78,26 @@ def choose(
         for d, deployment in enumerate(deployments)
         for task in _tasks(d, deployment, options[d], float(needed[d]))
     ]
-    batches = list(_batches(tasks))
+    batches = [_batch(members, tasks) for members in _groups(tasks)]
     chosen = np.zeros(len(tasks), dtype=np.int64)
     booked = 0.0
-    for table, members in batches:
-        drawn = _drawn_milliwatts(table, [tasks[t] for t in members], ready=True)
-        chosen[members] = _cheapest(table, drawn, [tasks[t] for t in members])
-        booked += float(table.milliwatts[chosen[members]].sum())
+    for batch in batches:
+        best = _cheapest(batch, tasks)
+        chosen[batch.tasks] = best
+        booked += float(np.take_along_axis(batch.milliwatts, best[:, None], axis=1).sum())
     if booked > capacity:
-        within = _within(tasks, batches, capacity, gap, ready=True)
+        within = _within(batches, [batch.ready() for batch in batches], capacity, gap)
         if within is None:
-            within = _within(tasks, batches, capacity, gap, ready=False)
+            within = _within(batches, [batch.drawn for batch in batches], capacity, gap)
         assert within is not None  # the plan that reached the needed rates fits
         chosen = within
     plans = [[pool.current for pool in deployment.pools] for deployment in deployments]
-    for table, members in batches:
-        for t in members:
-            row = table.option[chosen[t]].tolist()
-            for column, pool, option in zip(tasks[t].columns, tasks[t].pools, row, strict=True):
+    for batch in batches:
+        for row, t in enumerate(batch.tasks):
+            picked = batch.option[row, chosen[t]].tolist()
+            for column, pool, option in zip(tasks[t].columns, tasks[t].pools, picked, strict=True):
                 plans[tasks[t].deployment][column] = option_plan(pool, option)
-    return tuple(tuple(chosen_plans) for chosen_plans in plans)
+    return tuple(tuple(own) for own in plans)
 
 
 def _tasks(index: int, deployment: DeploymentProblem, options: Ints, needed: float) -> list[_Task]:
@@ -95,10 +107,8 @@ def _tasks(index: int, deployment: DeploymentProblem, options: Ints, needed: flo
     for column, option in zip(order, options.tolist(), strict=True):
         replicas, setting = divmod(option, len(deployment.pools[column].settings))
         rates[column] = replicas * deployment.pools[column].rate_rps[setting]
-    aggregated = sum(
-        r for r, p in zip(rates, deployment.pools, strict=True) if p.role is Role.AGGREGATED
-    )
     total = deployment.rate_rps(rates)
+    aggregated = deployment.role_rates_rps(rates).get(Role.AGGREGATED, 0.0)
     mixed = 0.0 < aggregated < total
     tasks = []
     for role in Role:
@@ -115,119 +125,130 @@ def _tasks(index: int, deployment: DeploymentProblem, options: Ints, needed: flo
     return tasks
 
 
-def _batches(tasks: Sequence[_Task]) -> Iterator[tuple[_Table, list[int]]]:
-    """Group tasks over equal pools with the table of their options."""
-    groups: dict[tuple[object, ...], list[int]] = {}
+def _groups(tasks: Sequence[_Task]) -> Iterator[list[int]]:
+    """Group tasks of single pools by shape; every task of several pools is a group of its own."""
+    groups: dict[tuple[int, int], list[int]] = {}
     for t, task in enumerate(tasks):
-        groups.setdefault(tuple(pool.key() for pool in task.pools), []).append(t)
+        if len(task.pools) > 1:
+            yield [t]
+        else:
+            pool = task.pools[0]
+            shape = (len(pool.settings), len(pool.curve_w(0)))
+            groups.setdefault(shape, []).append(t)
     for members in groups.values():
-        table = _table(tasks[members[0]].pools)
-        rows = max(1, _BATCH // len(table.rate))
-        for at in range(0, len(members), rows):
-            yield table, members[at : at + rows]
+        for at in range(0, len(members), _ROWS):
+            yield members[at : at + _ROWS]
 
 
-def _table(pools: tuple[PoolProblem, ...]) -> _Table:
-    if len(pools) == 1:
-        option = _single_options(pools[0])[:, None]
+def _batch(members: list[int], tasks: Sequence[_Task]) -> _Batch:
+    """Options of tasks of one shape with what they book and draw."""
+    group = [tasks[t] for t in members]
+    needed = np.array([task.needed_rps for task in group])[:, None]
+    expected = np.array([task.expected_rps for task in group])[:, None]
+    if len(group[0].pools) == 1:
+        option = _single_options([task.pools[0] for task in group], needed)[:, :, None]
     else:
-        option = np.unique(
-            np.concatenate((_splits(pools, by_draw=False), _splits(pools, by_draw=True))), axis=0
-        )
-    rate = np.zeros(len(option))
-    milliwatts = np.zeros(len(option))
-    serves = np.zeros(len(option), dtype=bool)
-    for column, pool in enumerate(pools):
-        replicas, setting = np.divmod(option[:, column], len(pool.settings))
-        rate += replicas * np.array(pool.rate_rps)[setting]
-        milliwatts += replicas * frontier.extra_milliwatts([pool])[0][setting]
-        milliwatts += frontier.parked_milliwatts([pool])[0]
-        serves |= replicas > 0
-    return _Table(pools, option, rate, milliwatts, serves)
+        option = _splits(group[0].pools)[None, :, :]
+    shape = option.shape[:2]
+    rate, milliwatts, replicas = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for column in range(option.shape[2]):
+        pools = [task.pools[column] for task in group]
+        count, setting = np.divmod(option[:, :, column], len(pools[0].settings))
+        rates = np.array([pool.rate_rps for pool in pools])
+        extra = frontier.extra_milliwatts(pools)
+        rate += count * np.take_along_axis(rates, setting, axis=1)
+        milliwatts += count * np.take_along_axis(extra, setting, axis=1)
+        milliwatts += frontier.parked_milliwatts(pools)[:, None]
+        replicas += np.maximum(count, 0)
+    load = np.divide(expected, rate, out=np.zeros(shape), where=rate > 0)
+    drawn = np.zeros(shape)
+    for column in range(option.shape[2]):
+        pools = [task.pools[column] for task in group]
+        drawn += _drawn_w(pools, option[:, :, column], np.minimum(load, 1.0))
+    # A negative option stands for a setting that no allowed number of replicas makes fast enough.
+    possible = (rate >= needed) & (option >= 0).all(axis=2)
+    drawn = np.where(possible, np.rint(drawn * 1000.0), np.inf)
+    return _Batch(members, option, milliwatts, drawn, (replicas > 0) & (rate <= 0))
 
 
-def _single_options(pool: PoolProblem) -> Ints:
-    """All options of one pool; no replicas count once, with the lowest cap."""
-    low, high = pool.replica_range
-    size = len(pool.settings)
-    options = np.arange(max(low, 1) * size, (high + 1) * size)
-    if low > 0:
-        return options
-    caps = [setting.cap_w for setting in pool.settings]
-    return np.concatenate(([caps.index(min(caps))], options))
+def _single_options(pools: Sequence[PoolProblem], needed: Floats) -> Ints:
+    """Each setting with the fewest replicas that reach the needed rate, (pools, settings)."""
+    rate = np.array([pool.rate_rps for pool in pools])
+    ranges = np.array([pool.replica_range for pool in pools], dtype=np.int64)
+    low, high = ranges[:, :1], ranges[:, 1:]
+    wanted = np.divide(needed, rate, out=np.zeros_like(rate), where=rate > 0)
+    count = np.ceil(np.minimum(wanted, high + 1) - 1e-9).astype(np.int64)
+    count = np.maximum(count + (count * rate < needed), low)
+    settings = np.arange(rate.shape[1])
+    return np.where(count <= high, count * rate.shape[1] + settings, -1)
 
 
-def _splits(pools: Sequence[PoolProblem], *, by_draw: bool) -> Ints:
-    merged = frontier.pool_frontiers([pools[0]], by_draw=by_draw)
-    for pool in pools[1:]:
-        single = frontier.pool_frontiers([pool], by_draw=by_draw)
-        merged = frontier.in_parallel(merged, single)
-    return merged.option[0, : merged.count[0]]
+def _splits(pools: Sequence[PoolProblem]) -> Ints:
+    """Joint options of several pools that are efficient in watts booked or in watts drawn."""
+    found = []
+    for by_draw in (False, True):
+        merged = frontier.pool_frontiers([pools[0]], by_draw=by_draw)
+        for pool in pools[1:]:
+            single = frontier.pool_frontiers([pool], by_draw=by_draw)
+            merged = frontier.in_parallel(merged, single)
+        found.append(merged.option[0, : merged.count[0]])
+    return np.unique(np.concatenate(found), axis=0)
 
 
-def _drawn_milliwatts(table: _Table, tasks: Sequence[_Task], *, ready: bool) -> Floats:
-    """Find the expected draw (tasks, options) in whole milliwatts; infinite where too slow.
-
-    All pools of a role carry the same load, as a share of their rate. With `ready`, options that
-    serve nobody although replicas are up are out, unless there are no others.
-    """
-    needed = np.array([task.needed_rps for task in tasks])[:, None]
-    expected = np.array([task.expected_rps for task in tasks])[:, None]
-    safe = np.where(table.rate > 0, table.rate, 1.0)
-    load = np.minimum(np.where(table.rate > 0, expected / safe, 0.0), 1.0)
-    drawn = np.zeros((len(tasks), len(table.rate)))
-    for column, pool in enumerate(table.pools):
-        replicas, setting = np.divmod(table.option[:, column], len(pool.settings))
-        curves = np.array([pool.curve_w(i) for i in range(len(pool.settings))])
-        place = load * (curves.shape[1] - 1)
-        left = np.minimum(place.astype(np.int64), curves.shape[1] - 2)
-        low, high = curves[setting, left], curves[setting, left + 1]
-        serving = replicas * pool.gpus_per_replica
-        drawn += serving * (low + (high - low) * (place - left))
-        drawn += (pool.gpus - serving) * pool.parked_draw
-    possible = table.rate >= needed
-    if ready:
-        useful = possible & ((table.rate > 0) | ~table.serves)
-        possible = np.where(useful.any(axis=1, keepdims=True), useful, possible)
-    return np.where(possible, np.rint(drawn * 1000.0), np.inf)
+def _drawn_w(pools: Sequence[PoolProblem], option: Ints, load: Floats) -> Floats:
+    """Expected watts of each row's pool at a load, as a share of its rate, (rows, options)."""
+    curves_of: dict[tuple[int, int, float], Floats] = {}
+    for pool in pools:
+        key = (id(pool.draw_curve_w), id(pool.draw_w), pool.idle_w)
+        if key not in curves_of:
+            own = [pool.curve_w(index) for index in range(len(pool.settings))]
+            curves_of[key] = np.array(own)
+    which = {key: place for place, key in enumerate(curves_of)}
+    curves = np.stack(list(curves_of.values()))
+    row = np.array([which[id(pool.draw_curve_w), id(pool.draw_w), pool.idle_w] for pool in pools])[
+        :, None
+    ]
+    count, setting = np.divmod(np.maximum(option, 0), curves.shape[1])
+    place = load * (curves.shape[2] - 1)
+    left = np.minimum(place.astype(np.int64), curves.shape[2] - 2)
+    below, above = curves[row, setting, left], curves[row, setting, left + 1]
+    serving = count * np.array([pool.gpus_per_replica for pool in pools])[:, None]
+    parked = np.array([pool.gpus for pool in pools])[:, None] - serving
+    parked_draw = np.array([pool.parked_draw for pool in pools])[:, None]
+    watts: Floats = serving * (below + (above - below) * (place - left)) + parked * parked_draw
+    return watts
 
 
-def _cheapest(table: _Table, drawn: Floats, tasks: Sequence[_Task]) -> Ints:
+def _cheapest(batch: _Batch, tasks: Sequence[_Task]) -> Ints:
     """Option of least draw per task: of equal ones the present plan, else the fewest watts."""
+    drawn = batch.ready()
     equal = drawn == drawn.min(axis=1, keepdims=True)
-    best: Ints = np.where(equal, table.milliwatts, np.inf).argmin(axis=1)
-    for row, task in enumerate(tasks):
-        if equal[row].sum() > 1:
-            now = [pool.current_option() for pool in task.pools]
-            present = np.flatnonzero((table.option == now).all(axis=1) & equal[row])
-            if len(present):
-                best[row] = present[0]
+    best: Ints = np.where(equal, batch.milliwatts, np.inf).argmin(axis=1)
+    for row in np.nonzero(equal.sum(axis=1) > 1)[0].tolist():
+        now = [pool.current_option() for pool in tasks[batch.tasks[row]].pools]
+        present = np.flatnonzero((batch.option[row] == now).all(axis=1) & equal[row])
+        if len(present):
+            best[row] = present[0]
     return best
 
 
 def _within(
-    tasks: Sequence[_Task],
-    batches: Sequence[tuple[_Table, list[int]]],
-    capacity: float,
-    gap: float,
-    *,
-    ready: bool,
+    batches: Sequence[_Batch], drawn: Sequence[Floats], capacity: float, gap: float
 ) -> Ints | None:
     """Option per task of least draw in sum within the watts; None if not even the lightest fit."""
     found: dict[int, tuple[Floats, Floats, Ints]] = {}
-    for table, members in batches:
-        drawn = _drawn_milliwatts(table, [tasks[t] for t in members], ready=ready)
-        watts = np.where(np.isfinite(drawn), table.milliwatts, np.inf)
-        index = np.broadcast_to(np.arange(len(table.rate))[None, :, None], (*drawn.shape, 1))
-        rows = frontier.pareto(-drawn, watts, index)
-        for row, t in enumerate(members):
+    for batch, draw in zip(batches, drawn, strict=True):
+        watts = np.where(np.isfinite(draw), batch.milliwatts, np.inf)
+        index = np.broadcast_to(np.arange(draw.shape[1])[None, :, None], (*draw.shape, 1))
+        rows = frontier.pareto(-draw, watts, index)
+        for row, t in enumerate(batch.tasks):
             width = rows.count[row]
             found[t] = (
                 rows.rate[row, :width],
                 rows.milliwatts[row, :width],
                 rows.option[row, :width, 0],
             )
-    ordered = [found[t] for t in range(len(tasks))]
+    ordered = [found[t] for t in range(len(found))]
     start = np.concatenate(([0], np.cumsum([len(value) for value, _, _ in ordered])))
     value = np.concatenate([value for value, _, _ in ordered])
     watts = np.concatenate([watts for _, watts, _ in ordered])
