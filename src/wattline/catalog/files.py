@@ -50,9 +50,15 @@ def parse_yaml(kind: type[Model], text: str, where: str) -> Model:
     try:
         return kind.model_validate(loaded)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise InputError(f"{where}, {field}", first.get("input"), first["msg"].lower()) from None
+        raise invalid(where, error) from None
+
+
+def invalid(where: str, error: ValidationError) -> InputError:
+    """Turn the first complaint of a schema into one line."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "file"
+    found = None if first["type"] == "missing" else first["input"]
+    return InputError(f"{where}, {field}", found, first["msg"].lower())
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from wattline.catalog.files import Strict, data_files
+from wattline.catalog.files import Strict, data_files, invalid
 from wattline.catalog.products import gpu, gpu_names
 from wattline.core.errors import InputError
 from wattline.core.fleet import GpuProduct
@@ -54,9 +54,7 @@ def parse_fitted(text: str, where: str) -> FittedFile:
     try:
         file = FittedFile.model_validate(json.loads(text))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise InputError(f"{where}, {field}", first.get("input"), first["msg"].lower()) from None
+        raise invalid(where, error) from None
     except ValueError as error:
         raise InputError(where, str(error), "repair the JSON") from None
     for section, kind in (("engine", EngineParams), ("response", CapResponse)):

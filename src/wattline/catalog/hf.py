@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from wattline.catalog.files import invalid
 from wattline.core.errors import InputError
 from wattline.core.fleet import ModelSpec
 
@@ -110,13 +111,7 @@ def parse_config(name: str, raw: Mapping[str, Any], where: str) -> ModelSpec:
     try:
         config = HfConfig.model_validate(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "config"
-        raise InputError(
-            f"{where}, {field}",
-            first.get("input") if first["type"] != "missing" else None,
-            f"{first['msg'].lower()}: give a Hugging Face config.json of a language model",
-        ) from None
+        raise invalid(where, error) from None
     precision, dense_precision = _precision(config, where)
     return _spec(name, config, precision, dense_precision, where)
 

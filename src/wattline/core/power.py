@@ -126,7 +126,10 @@ class CapResponse:
             return Settled(top / CLOCK_LEVELS, 0.0, min(self.idle_w, cap_w))
         if power_w > cap_w:
             return self._settle_below(compute_s, memory_s, other_s, cap_w, top, power_w)
-        return Settled(top / CLOCK_LEVELS, round(duration_s, 9), round(power_w, 3))
+        drawn_w = round(power_w, 3)
+        if drawn_w > cap_w:
+            drawn_w = cap_w
+        return Settled(top / CLOCK_LEVELS, round(duration_s, 9), drawn_w)
 
     def _at(
         self, compute_s: float, memory_s: float, other_s: float, level: int
@@ -207,11 +210,12 @@ class CapResponse:
             duty = (cap_w - self.idle_w) / room_w if room_w > 0.0 else 0.0
             if duty < self.lowest_duty:
                 duty = self.lowest_duty
-                low_w = self.idle_w + duty * room_w
+                low_w = round(self.idle_w + duty * room_w, 3)
             else:
                 low_w = cap_w
-        clock = round(low / CLOCK_LEVELS * duty, 6)
-        return Settled(clock, round(low_s / duty, 9), round(low_w, 3))
+        else:
+            low_w = min(cap_w, round(low_w, 3))
+        return Settled(round(low / CLOCK_LEVELS * duty, 6), round(low_s / duty, 9), low_w)
 
 
 @cache
