@@ -66,6 +66,11 @@ def test_best_static_needs_one_cap_per_pool() -> None:
         build("best-static", disaggregated(), context(pool_caps_w=(500.0,)))
 
 
+def test_best_static_refuses_caps_that_the_product_cannot_take() -> None:
+    with pytest.raises(InputError, match="200 to 700 W"):
+        build("best-static", disaggregated(), context(pool_caps_w=(500.0, 701.0)))
+
+
 def test_a_cut_lowers_everything_at_once_and_a_rise_waits_for_free_watts() -> None:
     settings = disaggregated(2, 2)
     policy = build("uniform-cap", settings, context())

@@ -199,10 +199,17 @@ class BestStatic(_Capped):
 
 
 def stated_caps(fleet: Fleet, context: PolicyContext) -> tuple[float, ...]:
-    """Caps per pool of the context; InputError where they are missing or not one per pool."""
+    """Caps per pool of the context; InputError unless there is one per pool, in its range."""
     caps = context.pool_caps_w
     if caps is None or len(caps) != len(fleet.pools):
         raise InputError(
             "pool_caps_w", caps, f"give one cap in watts for each of the {len(fleet.pools)} pools"
         )
+    for pool, cap_w, (low, high) in zip(fleet.pools, caps, limits_w(fleet), strict=True):
+        if not low <= cap_w <= high:
+            raise InputError(
+                f"pool_caps_w of {pool.name}",
+                cap_w,
+                f"give {low:.0f} to {high:.0f} W, as {pool.gpu}",
+            )
     return caps
