@@ -71,9 +71,11 @@ def headline(runs: Sequence[Run]) -> str:
     if best is None:
         return f"No policy held the budget of {label} without knowing the future."
     top = results[best]
-    where = "Within" if len(groups) == 1 else "Within the tightest budget,"
+    broken = sorted({r.policy for r in results if not holds_budget(r)})
+    tightest = "" if len(groups) == 1 else "the tightest budget, "
+    where = f"Of the policies that held {tightest}" if broken else f"Within {tightest}"
     sentences = [
-        f"{where} {label}, {top.policy} served the most: {text.rate(top.goodput_rps)} requests "
+        f"{where}{label}, {top.policy} served the most: {text.rate(top.goodput_rps)} requests "
         f"per second within both latency targets, {text.percent(top.slo_attainment)} of all "
         f"offered{_ratios(results, groups[0], best)}."
     ]
@@ -84,9 +86,8 @@ def headline(runs: Sequence[Run]) -> str:
             if (w := winner(results, group)) is not None and results[w].policy == top.policy
         ]
         sentences.append(f"It led at {len(led)} of {len(groups)} budgets.")
-    broken = sorted({r.policy for r in results if not holds_budget(r)})
     if broken:
-        sentences.append(f"Not held by: {', '.join(broken)}.")
+        sentences.append(f"Budgets were broken by {', '.join(broken)}.")
     else:
         sentences.append("Every policy held its budget.")
     return " ".join(sentences)

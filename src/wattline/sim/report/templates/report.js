@@ -78,16 +78,18 @@ function roleColor(role) {
   return ["prefill", "decode", "aggregated"].includes(role) ? role : "enforced";
 }
 
+/* Folds say what several steps become when there is no room for each: the instant at which the fleet
+   stood closest to its budget, the mean, or the largest. */
 function poolSeries(run, key, factor, extra) {
   const seen = {};
   return run.pools.map((pool) => {
     const nth = seen[pool.role] = (seen[pool.role] ?? -1) + 1;
-    return { label: pool.name, color: roleColor(pool.role), dash: DASHES[nth % DASHES.length], values: scaled(pool[key], factor), ...extra };
+    return { label: pool.name, color: roleColor(pool.role), dash: DASHES[nth % DASHES.length], values: scaled(pool[key], factor), fold: "instant", ...extra };
   });
 }
 
 function line(label, name, values, extra) {
-  return { label, color: name, dash: [], values, ...extra };
+  return { label, color: name, dash: [], values, fold: "mean", ...extra };
 }
 
 function constant(run, value) {
@@ -97,39 +99,39 @@ function constant(run, value) {
 function panelsOf(run) {
   const p = run.power;
   const kw = (packed) => scaled(packed, 1e-3);
-  const step = { stepped: true };
+  const step = { stepped: true, fold: "instant" };
   const starting = run.pools.some((pool) => unpack(pool.starting).some((v) => v > 0));
   const panels = [
     { key: "power", title: "Power against budget", unit: "kW", places: 2, height: 270, wide: true, zero: true, series: [
       line("Budget", "budget", kw(p.budget), { ...step, width: 2 }),
       line("Booked", "booked", kw(p.booked), { ...step, dash: [6, 4] }),
       line("Enforced", "enforced", kw(p.enforced), { ...step, width: 1.75 }),
-      line("1 s peak", "draw", kw(p.peak), { width: 1, faint: 0.55 }),
+      line("1 s peak", "draw", kw(p.peak), { width: 1, faint: 0.55, fold: "largest" }),
       line("Drawn", "draw", kw(p.draw), { fill: 0.2 }),
     ] },
     { key: "caps", title: "Cap per pool", note: "mean enforced limit of its GPUs", unit: "W per GPU", series: poolSeries(run, "cap", 1, step) },
     { key: "replicas", title: "Replicas", note: starting ? "serving; thin: starting" : "serving", unit: "replicas", zero: true, whole: true, series: [
       ...poolSeries(run, "ready", 1, step),
-      ...(starting ? poolSeries(run, "starting", 1, { ...step, width: 1, faint: 0.5, unlisted: true }) : []),
+      ...(starting ? poolSeries(run, "starting", 1, { ...step, fold: "largest", width: 1, faint: 0.5, unlisted: true }) : []),
     ] },
-    { key: "queue", title: "Prompt tokens waiting or running", unit: "thousand tokens", zero: true, series: poolSeries(run, "queue", 1e-3) },
+    { key: "queue", title: "Prompt tokens waiting or running", unit: "thousand tokens", zero: true, coarse: true, series: poolSeries(run, "queue", 1e-3, { fold: "mean" }) },
   ];
   run.deployments.forEach((served, index) => {
     const of = run.deployments.length > 1 ? `${served.name} · ` : "";
     panels.push(
-      { key: `rate${index}`, title: `${of}Requests`, unit: "req/s", zero: true, series: [
+      { key: `rate${index}`, title: `${of}Requests`, unit: "req/s", zero: true, coarse: true, series: [
         line("Offered", "offered", unpack(served.offered), { width: 1.25 }),
         line("Goodput", "goodput", unpack(served.goodput), { width: 1.75 }),
         line("Rejected", "rejected", unpack(served.rejected), { dash: [4, 3] }),
       ] },
-      { key: `ttft${index}`, title: `${of}Time to first token`, unit: "s", log: true, series: [
+      { key: `ttft${index}`, title: `${of}Time to first token`, unit: "s (log)", log: true, coarse: true, series: [
         line("Target", "budget", constant(run, served.ttft_target_s), { dash: [6, 4], width: 1.25 }),
-        line("p99", "prefill", unpack(served.ttft_p99), { width: 1.5 }),
+        line("p99", "prefill", unpack(served.ttft_p99), { width: 1.5, fold: "largest" }),
         line("p50", "prefill", unpack(served.ttft_p50), { width: 1, faint: 0.6 }),
       ] },
-      { key: `itl${index}`, title: `${of}Inter-token latency`, unit: "ms", log: true, series: [
+      { key: `itl${index}`, title: `${of}Inter-token latency`, unit: "ms (log)", log: true, coarse: true, series: [
         line("Target", "budget", constant(run, served.itl_target_s * 1e3), { dash: [6, 4], width: 1.25 }),
-        line("p99", "decode", scaled(served.itl_p99, 1e3), { width: 1.5 }),
+        line("p99", "decode", scaled(served.itl_p99, 1e3), { width: 1.5, fold: "largest" }),
         line("p50", "decode", scaled(served.itl_p50, 1e3), { width: 1, faint: 0.6 }),
       ] },
     );
@@ -154,6 +156,46 @@ function rangeOf(panels) {
   if (zero) return [0, high > 0 ? high * 1.06 : 1];
   const pad = Math.max((high - low) * 0.1, high * 0.02, 1e-9);
   return [Math.max(0, low - pad), high + pad];
+}
+
+/* ---- folding steps, so that a plot has about as many points as it has room for ------------ */
+
+const FOLDS = {
+  instant: (values, first, end, tight) => values[tight],
+  mean: (values, first, end) => {
+    let sum = 0;
+    let count = 0;
+    for (let i = first; i < end; i += 1) if (values[i] !== null) { sum += values[i]; count += 1; }
+    return count ? sum / count : null;
+  },
+  largest: (values, first, end) => {
+    let top = null;
+    for (let i = first; i < end; i += 1) if (values[i] !== null && (top === null || values[i] > top)) top = values[i];
+    return top;
+  },
+};
+
+function folded(run, series, group) {
+  if (group === 1) return [run.x, ...series.map((s) => s.values)];
+  const columns = [[], ...series.map(() => [])];
+  for (let first = 0; first < run.x.length; first += group) {
+    const end = Math.min(first + group, run.x.length);
+    let tight = first;
+    for (let i = first + 1; i < end; i += 1) if (run.headroom[i] < run.headroom[tight]) tight = i;
+    columns[0].push(run.x[first]);
+    series.forEach((s, index) => columns[index + 1].push(FOLDS[s.fold](s.values, first, end, tight)));
+  }
+  /* The last point again at the last instant, so that every plot ends at the same time. */
+  const end = run.x[run.x.length - 1];
+  if (columns[0][columns[0].length - 1] < end) columns.forEach((column, index) => column.push(index ? column[column.length - 1] : end));
+  return columns;
+}
+
+/* Steps per point for the part of time from `low` to `high` on a plot of `width` pixels. */
+function groupFor(run, panel, low, high, width) {
+  const room = Math.max(30, width / (panel.coarse ? 4 : 1.6));
+  const shown = run.x.reduce((count, t) => count + (t >= low && t <= high), 0);
+  return Math.max(1, Math.ceil(shown / room));
 }
 
 /* ---- plots -------------------------------------------------------------------------------- */
@@ -212,7 +254,7 @@ function yAxis(panel) {
 
 function logSplits(u, axis, low, high) {
   const decades = Math.log10(high / low);
-  const steps = decades > 3.2 ? [1] : decades > 1.6 ? [1, 3] : [1, 2, 5];
+  const steps = decades > 3.2 ? [1] : decades > 1.6 ? [1, 3] : decades > 0.8 ? [1, 2, 5] : [1, 2, 3, 4, 5, 7];
   const splits = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
     for (const step of steps) {
@@ -263,7 +305,7 @@ function swatch(s) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("aria-hidden", "true");
   const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  path.setAttribute("d", "M0 4h20");
+  path.setAttribute("d", "M0 4h16");
   path.setAttribute("stroke", color(s.color));
   path.setAttribute("stroke-opacity", s.faint ?? 1);
   path.setAttribute("stroke-width", Math.max(2, s.width ?? 1.5));
@@ -296,8 +338,20 @@ function addPanel(panel, run, range, showRun) {
   $("plots").append(box);
 
   const outputs = [];
+  const width = Math.max(chart.clientWidth, 200);
+  let group = groupFor(run, panel, -Infinity, Infinity, width);
+  const label = head.lastChild;
+  const said = label.textContent;
+  const stepped = () => { label.textContent = [said, `steps of ${Number((group * run.step).toPrecision(3))} s`].filter(Boolean).join(" · "); };
+  const refold = (u) => {
+    const next = groupFor(run, panel, u.scales.x.min, u.scales.x.max, u.width);
+    if (next === group) return;
+    group = next;
+    stepped();
+    u.setData(folded(run, panel.series, group), false);
+  };
   const options = {
-    width: Math.max(chart.clientWidth, 200),
+    width,
     height: panel.height ?? 190,
     legend: { show: false },
     padding: [8, 8, 0, 0],
@@ -307,16 +361,19 @@ function addPanel(panel, run, range, showRun) {
     series: [{}, ...panel.series.map(uSeries)],
     hooks: {
       draw: [(u) => drawMarks(u, run)],
+      setScale: [(u, key) => { if (key === "x" && u.status === 1) queueMicrotask(() => refold(u)); }],
       setCursor: [(u) => {
+        const { idx, event } = u.cursor;
         panel.series.forEach((s, index) => {
-          const value = u.cursor.idx === null || u.cursor.idx === undefined ? null : u.data[index + 1][u.cursor.idx];
+          const value = idx === null || idx === undefined ? null : u.data[index + 1][idx];
           if (outputs[index]) outputs[index].textContent = value === null || value === undefined ? "" : digits(value, Math.abs(value), panel.places);
         });
-        if (u.cursor.event) showTime(run.x[u.cursor.idx]);
+        if (event) showTime(u.data[0][idx]);
       }],
     },
   };
-  const plot = new uPlot(options, [run.x, ...panel.series.map((s) => s.values)], chart);
+  const plot = new uPlot(options, folded(run, panel.series, group), chart);
+  stepped();
   panel.series.forEach((s, index) => {
     if (s.unlisted) return;
     const key = element("button");
@@ -476,6 +533,9 @@ function load(index) {
     const run = data.runs[index];
     const events = run.events.map(([t, kind, text, ws], number) => ({ t, kind: data.kinds[kind], text: data.texts[text], ws, index: number }));
     const loaded = { ...run, x: unpack(run.time), events };
+    const [budget, enforced] = [unpack(run.power.budget), unpack(run.power.enforced)];
+    loaded.headroom = budget.map((watts, i) => watts - enforced[i]);
+    loaded.step = loaded.x.length > 1 ? loaded.x[1] - loaded.x[0] : run.step_s;
     loaded.panels = panelsOf(loaded);
     ready.set(index, loaded);
   }
