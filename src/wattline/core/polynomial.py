@@ -47,11 +47,6 @@ class PolynomialEngine:
             raise ValueError("the mock engine's times add up: give a response with overlap 0")
 
     @property
-    def first_token_needs_decode(self) -> bool:
-        """True: the prompt pass yields no token, the decode step after it does."""
-        return True
-
-    @property
     def idle_w(self) -> float:
         """Watts per GPU with the model loaded and no request in flight."""
         return self.response.idle_w
