@@ -11,7 +11,7 @@ from wattline.catalog.profiles import read_profile
 from wattline.catalog.specs import model
 from wattline.core.errors import InputError
 from wattline.core.fleet import Deployment, Pool
-from wattline.core.polynomial import PolynomialEngine
+from wattline.core.polynomial import LLAMA_8B_KV_BYTES, PolynomialEngine
 from wattline.core.profile import ProfileEngine
 from wattline.core.roofline import RooflineEngine, roofline_engine
 
@@ -87,7 +87,8 @@ def engine_profile(
     """Build an engine from Dynamo's profiling results on the pool's GPU (see `profiles`).
 
     With a deployment whose model the catalog knows, the roofline of that model splits each pass
-    into arithmetic and memory time; otherwise the split is assumed, and `coverage` says so.
+    into arithmetic and memory time; otherwise the split is assumed and the cache of an 8B Llama
+    taken for transfers, and `coverage` says so.
     """
     profile = read_profile(Path(results))
     product, fitted = gpu(pool.gpu), fit(pool.gpu)
@@ -98,7 +99,7 @@ def engine_profile(
         prefill_s=profile.prefill_s,
         decode=profile.decode,
         kv_capacity_tokens=profile.max_kv_tokens,
-        kv_bytes_per_token=split.kv_bytes_per_token if split is not None else 131_072.0,
+        kv_bytes_per_token=split.kv_bytes_per_token if split is not None else LLAMA_8B_KV_BYTES,
         default_cap_w=product.default_limit_w,
         response=fitted.response,
         roofline=split,

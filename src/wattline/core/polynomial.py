@@ -24,18 +24,22 @@ PREFILL_COMPUTE_SHARE = 0.9
 DECODE_COMPUTE_SHARE = 0.2
 """Share of the time of a prompt pass and of a decode step that is arithmetic: assumed."""
 
+LLAMA_8B_KV_BYTES = 131_072.0
+"""Bytes of cache per token where no model is named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolynomialEngine:
     """One mock replica. Its first token comes with the decode step after the prompt pass.
 
-    kv_capacity_tokens is the mocker's default of 16,384 blocks of 64 tokens. `response` should have
-    no overlap, so that a pass takes the sum of its parts.
+    kv_capacity_tokens is the mocker's default of 16,384 blocks of 64 tokens. `response` must have
+    no overlap, so that a pass takes the sum of its parts. The mock engine has no model: its cache
+    is taken to be that of an 8B Llama in 16 bits (32 layers x 2 x 8 heads x 128 x 2 bytes).
     """
 
     response: CapResponse
     kv_capacity_tokens: int = 16_384 * 64
-    kv_bytes_per_token: float = 131_072.0
+    kv_bytes_per_token: float = LLAMA_8B_KV_BYTES
     max_num_seqs: int = 256
     max_batched_tokens: int = 8192
     coverage: str = "timing: checked against Dynamo's replay; watts: assumed split"
