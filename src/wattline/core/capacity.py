@@ -19,6 +19,11 @@ from wattline.core.operating_point import (
     operating_point,
     six_digits,
 )
+from wattline.core.problem import path_rates_rps
+
+# Targets that no setting meets are relaxed by the first of these factors that some setting meets.
+_RELAXED = (1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
+_BEST_EFFORT = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +31,9 @@ class Capacity:
     """Capacity of one replica under each of a tuple of settings, as columns in their order.
 
     draw_w: mean watts per GPU at that rate; draw_curve_w: at the shares `LOADS` of it. idle_w: with
-    the model loaded and nothing to do.
+    the model loaded and nothing to do. relaxed: 1.0, or the factor by which the targets had to be
+    relaxed because no setting meets them; rates then are a thousandth of those at the relaxed
+    targets, so that such a replica gets watts after all that can meet their targets, but gets them.
     """
 
     rate_rps: tuple[float, ...]
@@ -34,6 +41,7 @@ class Capacity:
     draw_curve_w: tuple[tuple[float, ...], ...]
     idle_w: float
     points: tuple[Point, ...]
+    relaxed: float = 1.0
 
     def draw_at(self, index: int, rate_rps: float) -> float:
         """Mean watts per GPU when a replica under setting `index` carries `rate_rps`."""
@@ -56,26 +64,33 @@ def capacity(
 ) -> Capacity:
     """Capacity of one replica of `role` under each setting.
 
-    `servers` is how many replicas share the queue: pooled, they wait less and may be fuller.
+    `servers` (at least 1) replicas share the queue: pooled, they wait less and may be fuller.
     `derate` is the speed left of a slowed GPU: less rate for the same watts. Remembered per
     arguments, so pass mixes that have been rounded (`rounded`).
     """
     bounds = Margins() if margins is None else margins
-    points = []
-    for setting in settings:
+    points: list[Point] = []
+    for relaxed in _RELAXED:
+        targets = Slo(slo.ttft_s * relaxed, slo.itl_s * relaxed)
+        points = []
+        for setting in settings:
 
-        def cost(work: ForwardPass, setting: Setting = setting) -> tuple[float, float]:
-            """Seconds and watts of a pass under this setting."""
-            spent = engine.cost(work, setting, derate)
-            return spent.duration_s, spent.power_w
+            def cost(work: ForwardPass, setting: Setting = setting) -> tuple[float, float]:
+                """Seconds and watts of a pass under this setting."""
+                spent = engine.cost(work, setting, derate)
+                return spent.duration_s, spent.power_w
 
-        points.append(operating_point(engine, role, cost, mix, slo, max(1, servers), bounds))
+            points.append(operating_point(engine, role, cost, mix, targets, servers, bounds))
+        if any(point.rate_rps > 0.0 for point in points):
+            break
+    worth = 1.0 if relaxed == 1.0 else _BEST_EFFORT
     return Capacity(
-        rate_rps=tuple(point.rate_rps for point in points),
+        rate_rps=tuple(six_digits(point.rate_rps * worth) for point in points),
         draw_w=tuple(point.draw_w for point in points),
         draw_curve_w=tuple(point.curve_w for point in points),
         idle_w=engine.idle_w,
         points=tuple(points),
+        relaxed=relaxed,
     )
 
 
@@ -93,7 +108,8 @@ def fleet_capacity_rps(
 ) -> tuple[float, ...]:
     """Rate of each deployment (requests/s) with all of its GPUs serving at their largest limits.
 
-    `engines` is per pool, `mixes` per deployment; a deployment without pools has rate 0.
+    `engines` is per pool, `mixes` per deployment. A deployment without pools, or whose targets no
+    replica meets, has rate 0.
     """
     rates = []
     for deployment, mix in zip(fleet.deployments, mixes, strict=True):
@@ -103,10 +119,11 @@ def fleet_capacity_rps(
                 continue
             replicas = min(pool.max_replicas, pool.gpus // pool.gpus_per_replica)
             top = (Setting(fleet.product_of(pool).max_limit_w),)
-            table = capacity(engine, pool.role, top, mix, deployment.slo, servers=replicas)
-            sums[pool.role] = sums.get(pool.role, 0.0) + replicas * table.rate_rps[0]
-        stages = [sums[role] for role in (Role.PREFILL, Role.DECODE) if role in sums]
-        rates.append(min(stages, default=0.0) + sums.get(Role.AGGREGATED, 0.0))
+            servers = max(1, replicas)
+            table = capacity(engine, pool.role, top, mix, deployment.slo, servers=servers)
+            rate = replicas * table.rate_rps[0] if table.relaxed == 1.0 else 0.0
+            sums[pool.role] = sums.get(pool.role, 0.0) + rate
+        rates.append(sum(path_rates_rps(sums)))
     return tuple(rates)
 
 

@@ -20,7 +20,13 @@ from wattline.core import frontier, knapsack
 from wattline.core.decision import PoolPlan
 from wattline.core.fleet import Role
 from wattline.core.frontier import Floats, Ints, Mask
-from wattline.core.problem import DeploymentProblem, PoolProblem, option_plan, role_order
+from wattline.core.problem import (
+    DeploymentProblem,
+    PoolProblem,
+    option_plan,
+    path_rates_rps,
+    role_order,
+)
 
 # Roles looked at in one batch: bounds memory to some ten MB.
 _ROWS = 1 << 13
@@ -107,15 +113,15 @@ def _tasks(index: int, deployment: DeploymentProblem, options: Ints, needed: flo
     for column, option in zip(order, options.tolist(), strict=True):
         replicas, setting = divmod(option, len(deployment.pools[column].settings))
         rates[column] = replicas * deployment.pools[column].rate_rps[setting]
-    total = deployment.rate_rps(rates)
-    aggregated = deployment.role_rates_rps(rates).get(Role.AGGREGATED, 0.0)
-    mixed = 0.0 < aggregated < total
+    paired, aggregated = path_rates_rps(deployment.role_rates_rps(rates))
+    total = paired + aggregated
+    mixed = paired > 0.0 and aggregated > 0.0
     tasks = []
     for role in Role:
         columns = tuple(i for i in order if deployment.pools[i].role is role)
         if not columns:
             continue
-        path = aggregated if role is Role.AGGREGATED else total - aggregated
+        path = aggregated if role is Role.AGGREGATED else paired
         # With both paths in use each keeps its rate; with one, it must reach what is needed.
         must = path if mixed else min(needed, path)
         share = path / total if total > 0 else 0.0

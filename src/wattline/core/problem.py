@@ -5,7 +5,7 @@ Nothing here knows engines or latencies: `capacity` has turned them into rates a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import fsum
@@ -140,9 +140,8 @@ class DeploymentProblem:
 
     def rate_rps(self, rates: Sequence[float]) -> float:
         """Rate of the deployment from the rate of each of its pools."""
-        sums = self.role_rates_rps(rates)
-        stages = [sums[role] for role in (Role.PREFILL, Role.DECODE) if role in sums]
-        return min(stages, default=0.0) + sums.get(Role.AGGREGATED, 0.0)
+        paired, aggregated = path_rates_rps(self.role_rates_rps(rates))
+        return paired + aggregated
 
     def role_rates_rps(self, rates: Sequence[float]) -> dict[Role, float]:
         """Sum the rates of the pools of each role that the deployment has."""
@@ -193,6 +192,12 @@ class Evaluation:
     draw_w: float
     fits: bool
     verdict: str
+
+
+def path_rates_rps(sums: Mapping[Role, float]) -> tuple[float, float]:
+    """Rates of both ways through a deployment: prefill then decode, and aggregated."""
+    stages = [sums[role] for role in (Role.PREFILL, Role.DECODE) if role in sums]
+    return min(stages, default=0.0), sums.get(Role.AGGREGATED, 0.0)
 
 
 def role_order(deployment: DeploymentProblem) -> list[int]:
@@ -293,9 +298,11 @@ def evaluate_deployment(
     rate = deployment.rate_rps(rates)
     share = min(1.0, deployment.demand_rps / rate) if rate > 0 else 0.0
     sums = deployment.role_rates_rps(rates)
-    paired = rate - sums.get(Role.AGGREGATED, 0.0)
-    carried = {role: rate if role is Role.AGGREGATED else paired for role, rate in sums.items()}
-    loads = {role: share * carried[role] / sums[role] if sums[role] > 0 else 0.0 for role in sums}
+    paired, _ = path_rates_rps(sums)
+    loads = {
+        role: share * (own if role is Role.AGGREGATED else paired) / own if own > 0 else 0.0
+        for role, own in sums.items()
+    }
     draw = fsum(
         pool.expected_draw_w(plan, index, loads[pool.role])
         for pool, plan, index in zip(deployment.pools, plans, indices, strict=True)
