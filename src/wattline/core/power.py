@@ -8,7 +8,8 @@ fraction of the maximum:
     stream(f) = memory_s * max(1, memory_knee / f)             memory: flat down to the knee
     time(f)   = max(busy, stream) + (1 - overlap) * min(busy, stream) + other_s
     volt(f)   = f ** gamma above the voltage floor, linear in f below it
-    watts(f)  = static_w + memory_w * memory_s / time(f)
+    watts(f)  = static_w
+                + memory_w * (1 - clocked + clocked * volt(f)) * memory_s / time(f)
                 + compute_w * volt(f) * (stall + (1 - stall) * busy / time(f))
 
 `watts` never falls with `f`, so under a cap the clock is the highest at which watts <= cap. When
@@ -45,7 +46,8 @@ class CapResponse:
     """Parameters of one GPU product's answer to caps (formulas in the module's docstring).
 
     static_w: drawn while a pass runs whatever it does. compute_w: added by fully busy arithmetic
-    units at full clock. memory_w: added by saturated memory. stall: share of compute_w that units
+    units at full clock. memory_w: added by saturated memory; memory_clocked: share of it spent on
+    the chip (cores, caches, network), which follows the clock. stall: share of compute_w that units
     draw while they wait. gamma: exponent of power over clock. voltage_floor: clock below which
     power is linear in clock. clock_min: lowest clock. memory_knee: clock below which memory
     bandwidth falls with the clock. memory_low: share of bandwidth left in the memory's low clock
@@ -68,13 +70,14 @@ class CapResponse:
     memory_knee: float = 0.45
     memory_low: float = 1.0
     lowest_duty: float = 0.01
+    memory_clocked: float = 0.0
     overlap: float = 0.85
 
     def __post_init__(self) -> None:
         """Reject parameters under which watts could fall with the clock."""
         positive = min(self.static_w, self.compute_w, self.memory_w, self.idle_w)
         clocks = (self.voltage_floor, self.clock_min, self.memory_knee, self.memory_low)
-        fractions = (self.stall, self.overlap, self.lowest_duty, *clocks)
+        fractions = (self.stall, self.overlap, self.lowest_duty, self.memory_clocked, *clocks)
         if not (positive >= 0.0 and self.gamma >= 1.0):
             raise ValueError(f"watts must not be negative and gamma not below 1: {self}")
         above_zero = self.clock_min * self.memory_low * self.lowest_duty > 0.0
@@ -146,11 +149,13 @@ class CapResponse:
         if total <= 0.0:
             return 0.0, self.idle_w
         stall = self.stall
-        switching = stall + (1.0 - stall) * busy / total
+        switching = self.compute_w * (stall + (1.0 - stall) * busy / total)
+        streaming = self.memory_w * memory_s / total
         if level < CLOCK_LEVELS:
-            switching *= _volts(self)[level]
-        watts = self.static_w + self.memory_w * memory_s / total + self.compute_w * switching
-        return total, watts
+            volts = _volts(self)[level]
+            switching *= volts
+            streaming *= 1.0 - self.memory_clocked * (1.0 - volts)
+        return total, self.static_w + streaming + switching
 
     def _settle_below(
         self,
@@ -169,7 +174,8 @@ class CapResponse:
         # The plant's hot path: `_at`, written out with its constants at hand.
         volts, knee, hidden = _volts(self), self.memory_knee, 1.0 - self.overlap
         stall, rest = self.compute_w * self.stall, self.compute_w * (1.0 - self.stall)
-        static_w, streaming = self.static_w, self.memory_w * memory_s
+        static_w, clocked = self.static_w, self.memory_w * memory_s * self.memory_clocked
+        streaming = self.memory_w * memory_s - clocked
         high, high_w = top, top_w
         while high - low > 1:
             # Watts grow smoothly with the clock: aim where the chord meets the cap, but always
@@ -188,7 +194,7 @@ class CapResponse:
                 total = busy + hidden * stream + other_s
             else:
                 total = stream + hidden * busy + other_s
-            watts = static_w + (streaming + rest * volts[middle] * busy) / total
+            watts = static_w + (streaming + volts[middle] * (clocked + rest * busy)) / total
             watts += stall * volts[middle]
             if watts > cap_w:
                 high, high_w = middle, watts
@@ -203,7 +209,8 @@ class CapResponse:
         slowed_s = memory_s / self.memory_low
         low_s, low_w = self._at(compute_s, slowed_s, other_s, low)
         # The same bytes over a longer time, not more bytes.
-        low_w -= self.memory_w * (slowed_s - memory_s) / low_s
+        clocked = 1.0 - self.memory_clocked * (1.0 - _volts(self)[low])
+        low_w -= self.memory_w * clocked * (slowed_s - memory_s) / low_s
         duty = 1.0
         if low_w > cap_w:
             room_w = low_w - self.idle_w
