@@ -91,7 +91,8 @@ class DeploymentFacts:
     seen_rps: as estimated now; demand_rps: what the plan stands on, backlog and rejected requests
     included; ahead_rps: what replicas are planned for. capacity_rps: of the plan, with the replicas
     that serve now. bound: what keeps the deployment from serving more. outage: why metrics cannot
-    be used, None in normal times.
+    be used, None in normal times. output_cv2: spread of output lengths
+    (squared coefficient of variation) as the contexts in decode show it, None if they do not.
     """
 
     seen_rps: float
@@ -103,6 +104,7 @@ class DeploymentFacts:
     capacity_rps: float
     bound: str
     outage: str | None
+    output_cv2: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

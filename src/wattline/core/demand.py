@@ -22,6 +22,9 @@ from wattline.core.state import DemandState
 # short ones, so that what is expected of them has to stand longer.
 _PRIOR_PROMPTS = 50.0
 _PRIOR_ANSWERS = 500.0
+# Bounds and steps of the spread of output lengths: between answers of almost one length and a tail
+# that few services have.
+_LEAST_SPREAD, _MOST_SPREAD, _SPREAD_STEP = 0.1, 3.0, 0.2
 # Rising demand moves the value in force from this relative change on.
 _UP_BAND = 0.02
 # A forecast from the past may ask for at most this many times what is seen.
@@ -34,7 +37,8 @@ class Demand:
 
     rate_rps: requests per second that the watts are planned for (seen; the oracle's truth over
     seconds). ahead_rps: that replicas are planned for (at least rate_rps; raised by the forecast).
-    seen_rps: as estimated now. mix: the mean request in force. outage: the reason why the metrics
+    seen_rps: as estimated now. mix: the mean request in force. output_cv2: squared coefficient of
+    variation of output lengths, None if nothing shows it. outage: the reason why the metrics
     cannot be used and everything is held, None in normal times.
     """
 
@@ -43,6 +47,7 @@ class Demand:
     seen_rps: float
     mix: Mix
     outage: str | None
+    output_cv2: float | None = None
 
 
 def observe(
@@ -51,19 +56,22 @@ def observe(
     now_s: float,
     *,
     expected: Mix,
+    context_tokens: float | None,
     horizon_s: float,
     s: Settings,
 ) -> tuple[DemandState, Demand]:
     """Take one window of counts in; the state to remember and the demand to plan for.
 
-    `expected` is the mean request to assume before any was seen, `horizon_s` how far ahead replicas
-    have to be planned.
+    `expected` is the mean request to assume before any was seen, `context_tokens` the mean context
+    of the sequences in decode (None: not known), `horizon_s` how far ahead replicas have to be
+    planned.
     """
     missing = outage_reason(view, s.stale_s)
     if missing is None:
         if state.seen_until_s is None:
             state = _start(state, expected)
         state = _in_force(_take_in(view, state, now_s, s), s)
+        state = _spread(state, context_tokens, view.window_s, s)
         state = _close_bin(state, horizon_s, s)
     # One window that is late or lost is no outage yet.
     seen_s = state.seen_until_s
@@ -80,6 +88,7 @@ def observe(
         seen_rps=_seen_rps(state),
         mix=mix,
         outage=outage,
+        output_cv2=state.spread_in_force,
     )
 
 
@@ -181,6 +190,26 @@ def _in_force(state: DemandState, s: Settings) -> DemandState:
     if seen > demand * (1.0 + _UP_BAND) or seen < demand * (1.0 - s.demand_deadband):
         demand = _three_digits(seen)
     return replace(state, mix_in_force=mix, demand_rps=demand)
+
+
+def _spread(
+    state: DemandState, context_tokens: float | None, new_s: float, s: Settings
+) -> DemandState:
+    """Follow the spread of output lengths, which the mean context in decode shows.
+
+    A sequence met at a random time holds its prompt and, by the inspection paradox, (1 + cv2) / 2
+    of the mean output.
+    """
+    if context_tokens is None:
+        return state
+    prompt, answer, _ = _raw_mix(state)
+    shown = min(_MOST_SPREAD, max(_LEAST_SPREAD, 2.0 * (context_tokens - prompt) / answer - 1.0))
+    fade = s.mix_window_s / (s.mix_window_s + new_s)
+    spread = shown if state.spread is None else state.spread * fade + shown * (1.0 - fade)
+    in_force = state.spread_in_force
+    if in_force is None or abs(spread - in_force) > _SPREAD_STEP:
+        in_force = round(round(spread / _SPREAD_STEP) * _SPREAD_STEP, 3)
+    return replace(state, spread=round(spread, 6), spread_in_force=in_force)
 
 
 def _moved(old: tuple[float, float, float], new: tuple[float, float, float], band: float) -> bool:

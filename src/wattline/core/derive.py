@@ -8,15 +8,15 @@ remembered never changes an outcome.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import fsum
 
 import numpy as np
 
-from wattline.core.capacity import Capacity, capacity
+from wattline.core.capacity import Capacity, Margins, capacity
 from wattline.core.decision import PoolPlan
 from wattline.core.demand import Demand
 from wattline.core.fleet import GpuProduct, Role, Setting
-from wattline.core.mix import Mix
 from wattline.core.problem import DeploymentProblem, PoolProblem
 from wattline.core.settings import Settings
 from wattline.core.snapshot import PoolView
@@ -63,40 +63,47 @@ class Layout:
         self._tables: dict[tuple[object, ...], Capacity] = {}
         self._rates: dict[tuple[object, ...], tuple[float, ...]] = {}
 
-    def table(self, pool: int, mix: Mix, servers: int, derate: float = 1.0) -> Capacity:
+    def table(self, pool: int, demand: Demand, servers: int, derate: float = 1.0) -> Capacity:
         """Rates and draws of one replica of `pool` under each setting of its grid.
 
         `servers` replicas share a queue; `derate` is the speed left of a slowed one.
         """
-        deployment = self.settings.fleet.deployments[self.deployment_of[pool]]
-        key = (self._kind[pool], mix, deployment.slo, servers, derate)
+        slo = self.settings.fleet.deployments[self.deployment_of[pool]].slo
+        key = (self._kind[pool], demand.mix, demand.output_cv2, slo, servers, derate)
         found = self._tables.get(key)
         if found is None:
             if len(self._tables) >= _TABLES:
                 self._tables.clear()
                 self._rates.clear()
-            role = self.settings.fleet.pools[pool].role
-            engine, grid = self.settings.engines[pool], self.grids[pool]
-            found = capacity(
-                engine, role, grid, mix, deployment.slo, servers=servers, derate=derate
+            margins = Margins()
+            if demand.output_cv2 is not None:
+                margins = replace(margins, output_cv2=demand.output_cv2)
+            found = self._tables[key] = capacity(
+                self.settings.engines[pool],
+                self.settings.fleet.pools[pool].role,
+                self.grids[pool],
+                demand.mix,
+                slo,
+                servers=servers,
+                margins=margins,
+                derate=derate,
             )
-            self._tables[key] = found
         return found
 
     def rates_rps(
-        self, pool: int, mix: Mix, servers: int, speeds: tuple[float, ...], share: float
+        self, pool: int, demand: Demand, servers: int, speeds: tuple[float, ...], share: float
     ) -> tuple[float, ...]:
         """Mean rate of a replica per setting, times `share`; equal calls share one tuple.
 
         `speeds` holds the speed of every serving replica, and is empty when all are healthy.
         """
-        healthy = self.table(pool, mix, servers)
+        healthy = self.table(pool, demand, servers)
         if not speeds and share == 1.0:
             return healthy.rate_rps
         key = (id(healthy), speeds, share)
         found = self._rates.get(key)
         if found is None:
-            tables = [self.table(pool, mix, servers, speed) for speed in speeds] or [healthy]
+            tables = [self.table(pool, demand, servers, speed) for speed in speeds] or [healthy]
             columns = zip(*(table.rate_rps for table in tables), strict=True)
             found = tuple(round(share * fsum(column) / len(tables), 9) for column in columns)
             self._rates[key] = found
@@ -157,7 +164,7 @@ def backlog_rps(
         if tokens is not None and tokens == tokens:
             queued += tokens
         ready = views[pool].ready
-        rate = max(layout.table(pool, demand.mix, max(1, ready)).rate_rps)
+        rate = max(layout.table(pool, demand, max(1, ready)).rate_rps)
         most += ready * rate * demand.mix.computed_tokens * slo.ttft_s
     excess = queued - most
     if excess <= 0.0:
@@ -189,7 +196,7 @@ def problem(
     for index in layout.pools_of[deployment]:
         pool, ready, most = fleet.pools[index], views[index].ready, layout.most_replicas[index]
         servers = max(1, ready)
-        table = layout.table(index, demand.mix, servers)
+        table = layout.table(index, demand, servers)
         share = 1.0 if pool.role is Role.DECODE else max(_LEAST_SHARE, pressure)
         pools.append(
             PoolProblem(
@@ -200,7 +207,7 @@ def problem(
                 min_replicas=min(pool.min_replicas, most),
                 max_replicas=most,
                 settings=layout.grids[index],
-                rate_rps=layout.rates_rps(index, demand.mix, servers, speeds[index], share),
+                rate_rps=layout.rates_rps(index, demand, servers, speeds[index], share),
                 draw_w=table.draw_w,
                 idle_w=table.idle_w,
                 current=present[index],

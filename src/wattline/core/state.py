@@ -19,6 +19,8 @@ class DemandState:
     mix_in_force: prompt tokens, output tokens and cached fraction that the plan stands on;
     demand_rps: the rate that it stands on. bins_rps: closed bins of the history, oldest first;
     bin_arrivals and bin_s: the open one. floor_rps: what the forecast asks for at least.
+    spread: squared coefficient of variation of output lengths, None until decode showed it;
+    spread_in_force: that which the plan stands on.
     """
 
     seen_until_s: float | None = None
@@ -37,6 +39,8 @@ class DemandState:
     bin_arrivals: float = 0.0
     bin_s: float = 0.0
     floor_rps: float = 0.0
+    spread: float | None = None
+    spread_in_force: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
