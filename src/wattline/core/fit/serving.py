@@ -1,0 +1,428 @@
+"""Fit of the engine's and the GPU's parameters from steady serving measurements.
+
+The fitted numbers are the parameters of `RooflineEngine` themselves, so that what is fitted here is
+what decisions and the simulated plant use. The time of a pass is a sum with one coefficient per
+parameter; the coefficients are read off the engine once per run (by switching every other cost
+off), which makes a step of the fit a few matrix products. Predictions and errors come from the
+engine itself.
+
+Parameters are fitted as logarithms, efficiencies as log-odds, with a normal prior: one value for
+all GPU products and a small deviation for each. A product without measurements gets the parameters
+of the one fitted product of its architecture, else those without deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattline.core.fit.solve import Prior, Vector, fit_robust
+from wattline.core.fit.workload import (
+    OTHER_TASK,
+    ServingRun,
+    Surroundings,
+    pass_mix,
+    steady_state,
+)
+from wattline.core.fleet import GpuProduct
+from wattline.core.power import CapResponse
+from wattline.core.roofline import EngineParams, RooflineEngine, roofline_engine
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is believed of a parameter before any data.
+
+    A typical value, the spread of its logarithm, and the further spread between GPU products (0:
+    the same for all). A `share` lies between 0 and 1.
+    """
+
+    value: float
+    spread: float
+    product_spread: float = 0.0
+    share: bool = False
+
+    def fitted(self, value: float) -> float:
+        """Return what is fitted in place of a value: its logarithm or its log-odds."""
+        return log(value / (1.0 - value)) if self.share else log(value)
+
+    def fitted_spread(self, spread: float) -> float:
+        """Return the spread of what is fitted: that of the log-odds is wider."""
+        return spread / (1.0 - self.value) if self.share else spread
+
+
+EFFICIENCIES: Mapping[str, Belief] = {
+    "gemm_mfu": Belief(0.70, 0.15, 0.10, share=True),
+    "moe_mfu": Belief(0.40, 0.40, 0.15, share=True),
+    "attention_mfu": Belief(0.40, 0.30, 0.10, share=True),
+    "weight_bandwidth": Belief(0.78, 0.10, 0.10, share=True),
+    "expert_bandwidth": Belief(0.65, 0.25, 0.15, share=True),
+    "cache_bandwidth": Belief(0.65, 0.20, 0.15, share=True),
+    "link_efficiency": Belief(0.60, 0.20, 0.10, share=True),
+}
+"""Shares of a datasheet peak: the more, the faster."""
+
+OVERHEADS: Mapping[str, Belief] = {
+    "pass_overhead_s": Belief(1e-3, 0.7, 0.4),
+    "layer_overhead_s": Belief(20e-6, 0.5, 0.2),
+    "expert_layer_overhead_s": Belief(40e-6, 0.5, 0.2),
+    "sequence_overhead_s": Belief(30e-6, 0.5, 0.2),
+    "link_latency_s": Belief(12e-6, 0.4, 0.2),
+    "expert_spread": Belief(0.7, 0.4),
+}
+"""Costs beside the peaks: the more, the slower."""
+
+HALVES: Mapping[str, Belief] = {
+    "gemm_half_tokens": Belief(64.0, 0.7),
+    "moe_half_tokens": Belief(16.0, 1.0),
+}
+"""Tokens at which a GEMM reaches half its best efficiency."""
+
+QUANTISED = Belief(0.75, 0.30, share=True)
+
+WATTS: Mapping[str, Belief] = {
+    "base": Belief(0.25, 0.20, 0.20),
+    "memory": Belief(0.50, 0.30, 0.15),
+    "compute": Belief(0.90, 0.30, 0.15),
+}
+"""Watts as shares of the default limit: of a pass that moves and computes nothing, added by
+saturated memory, added by fully busy arithmetic units."""
+
+REQUEST_S: Mapping[str, Belief] = {
+    "gpqa": Belief(0.002, 0.7),
+    "lm-arena-chat": Belief(0.004, 0.7),
+    "sourcegraph-fim": Belief(0.003, 0.7),
+    "image-chat": Belief(0.03, 0.7),
+    "video-chat": Belief(0.05, 0.7),
+    OTHER_TASK: Belief(0.004, 0.7),
+}
+HOST_S = Belief(0.003, 1.0, 1.0)
+PROMPT_STALL = Belief(4.0, 1.0)
+
+STATIC_SHARE = 0.12
+"""Static watts over the default limit where the catalog has no idle watts of a loaded GPU (H100
+0.16, B200 0.19, H200 0.17 have)."""
+
+HBM_J_PER_BYTE = 32e-12
+"""Joules per byte that HBM itself takes: 3.9 pJ per bit (O'Connor et al., Fine-Grained DRAM, MICRO
+2017, for HBM2), rounded up to 4 for the interface."""
+
+SCALE = 0.2
+"""Relative error from which a row counts linearly, not quadratically."""
+WATTS_WEIGHT = 2.0
+"""A relative error in watts counts this many times one in rate: watts scatter less."""
+PRIOR_STRENGTH = 6.0
+"""A prior counts as this many runs: runs of one model are far from independent."""
+
+_CAP_SHARPNESS = 12.0
+_TASKS = tuple(REQUEST_S)
+_DIGITS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductParams:
+    """Everything fitted for one GPU product.
+
+    response_shares: static, stall + static ("base"), memory and compute watts over the default
+    limit. request_s and host_s by task. based_on: products whose measurements stand behind it.
+    """
+
+    engine: EngineParams
+    base_share: float
+    memory_share: float
+    compute_share: float
+    request_s: Mapping[str, float]
+    host_s: Mapping[str, float]
+    prompt_stall: float
+    based_on: tuple[str, ...]
+
+    def response(self, gpu: GpuProduct, shape: CapResponse | None = None) -> CapResponse:
+        """Cap response of `gpu`: watts from the fit, the rest from `shape`.
+
+        At one cap the static watts and those of stalled units cannot be told apart: static are the
+        idle watts of a loaded GPU from the catalog, the rest of the base belongs to stalled units.
+        Nor can the watts of memory itself be told from those that moving its bytes costs on the
+        chip: memory takes `HBM_J_PER_BYTE`, the rest follows the clock.
+        """
+        limit_w = gpu.default_limit_w
+        base_w = self.base_share * limit_w
+        idle_w = STATIC_SHARE * limit_w if gpu.loaded_idle_w is None else gpu.loaded_idle_w
+        static_w = min(idle_w, base_w)
+        compute_w = self.compute_share * limit_w + base_w - static_w
+        memory_w = self.memory_share * limit_w
+        stream_w = HBM_J_PER_BYTE * gpu.hbm_bytes_per_s * self.engine.weight_bandwidth
+        watts = {
+            "static_w": round(static_w, 3),
+            "compute_w": round(compute_w, 3),
+            "memory_w": round(memory_w, 3),
+            "memory_clocked": round(max(0.0, 1.0 - stream_w / memory_w), 6),
+            "idle_w": round(static_w, 3),
+            "stall": round((base_w - static_w) / compute_w, 6),
+        }
+        return CapResponse(**watts) if shape is None else replace(shape, **watts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingFit:
+    """Fitted parameters of every product with measurements, and of all of them together."""
+
+    products: Mapping[str, ProductParams]
+    architectures: Mapping[str, str]
+    shared: ProductParams
+    runs: int
+
+    def params_for(self, gpu: GpuProduct) -> ProductParams:
+        """Parameters of `gpu`, of its architecture, or of all products: the nearest there are."""
+        own = self.products.get(gpu.name)
+        if own is not None:
+            return own
+        kin = [n for n in sorted(self.products) if self.architectures[n] == gpu.architecture]
+        return self.products[kin[0]] if len(kin) == 1 else self.shared
+
+    def predict(self, run: ServingRun) -> tuple[float, float]:
+        """Watts per GPU and output tokens per second, from the engine that decisions use."""
+        params = self.params_for(run.gpu)
+        response = params.response(run.gpu)
+        around = Surroundings(
+            request_s=params.request_s[run.known_task],
+            host_s=params.host_s[run.known_task] * run.contention,
+            prompt_stall=params.prompt_stall if run.dp > 1 else 1.0,
+            host_w=params.base_share * run.gpu.default_limit_w,
+        )
+        return steady_state(run, engine_of(run, params.engine, response), around)
+
+
+def engine_of(run: ServingRun, params: EngineParams, response: CapResponse) -> RooflineEngine:
+    """Build the engine of a run. Attention is cut over the GPUs of one data parallel copy."""
+    return roofline_engine(
+        run.model,
+        run.gpu,
+        params=params,
+        response=response,
+        tp=max(1, run.gpus // run.dp),
+        dp=run.dp,
+        expert_parallel=run.expert_parallel,
+        precision=run.precision,
+    )
+
+
+class _Layout:
+    """Where each parameter and each product's deviation from it stands in the vector."""
+
+    def __init__(self, products: Sequence[str]) -> None:
+        self.products = tuple(products)
+        self.beliefs: dict[str, Belief] = {
+            **EFFICIENCIES,
+            **OVERHEADS,
+            **HALVES,
+            "quantised": QUANTISED,
+        }
+        self.beliefs |= {f"watts {name}": belief for name, belief in WATTS.items()}
+        self.beliefs |= {f"request {task}": belief for task, belief in REQUEST_S.items()}
+        self.beliefs |= {f"host {task}": HOST_S for task in _TASKS}
+        self.beliefs["prompt_stall"] = PROMPT_STALL
+        self.index = {name: position for position, name in enumerate(self.beliefs)}
+        means = [belief.fitted(belief.value) for belief in self.beliefs.values()]
+        spreads = [belief.fitted_spread(belief.spread) for belief in self.beliefs.values()]
+        self.deviation: dict[str, int] = {}
+        for name, belief in self.beliefs.items():
+            if belief.product_spread > 0.0:
+                self.deviation[name] = len(means)
+                means += [0.0] * len(self.products)
+                spread = belief.fitted_spread(belief.product_spread)
+                spreads += [spread] * len(self.products)
+        self.prior = Prior(np.array(means), np.array(spreads))
+
+    def values(self, theta: Vector, name: str) -> Vector:
+        """Return the parameter of each product, and last the one without deviations."""
+        fitted = np.full(len(self.products) + 1, theta[self.index[name]])
+        start = self.deviation.get(name)
+        if start is not None:
+            fitted[:-1] += theta[start : start + len(self.products)]
+        values = 1.0 / (1.0 + np.exp(-fitted)) if self.beliefs[name].share else np.exp(fitted)
+        return np.asarray(values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Runs as columns. `seconds` is (runs, coefficients, 3 kinds, 2 passes) at parameters of 1."""
+
+    seconds: Vector
+    quantised: Vector
+    product: NDArray[np.int64]
+    task: NDArray[np.int64]
+    mixed_share: Vector
+    prompts: Vector
+    contention: Vector
+    stalls: Vector
+    batch: Vector
+    overlap: float
+    log_rate: Vector
+    log_share: Vector
+    weight: Vector
+
+
+_SWITCHED_OFF = EngineParams(
+    **dict.fromkeys(EFFICIENCIES, inf),
+    **dict.fromkeys(OVERHEADS, 0.0),
+    **dict.fromkeys(HALVES, 0.0),
+    ep_imbalance=1.0,
+)
+_NO_WATTS = CapResponse(static_w=0.0, compute_w=0.0, memory_w=0.0, idle_w=0.0)
+_COEFFICIENTS = (*EFFICIENCIES, *OVERHEADS, *HALVES)
+"""What a pass's seconds are a sum over: one term per parameter, two for GEMMs and expert GEMMs,
+whose `HALVES` term is the time that does not grow with the tokens."""
+_DIVIDED_BY: Mapping[str, str] = {
+    "expert_spread": "expert_bandwidth",
+    "gemm_half_tokens": "gemm_mfu",
+    "moe_half_tokens": "moe_mfu",
+}
+"""Terms that an efficiency divides too."""
+
+
+def fit_serving(runs: Sequence[ServingRun]) -> ServingFit:
+    """Fit on runs whose watts and rate are both measured; at least one is needed.
+
+    Every family of models has the weight of the square root of its runs, so that no family decides
+    alone. Raises InputError where the catalog lacks a number of a product that a run needs.
+    """
+    products = sorted({run.gpu.name for run in runs})
+    layout = _Layout(products)
+    table = _table(runs, products)
+    residual = _residual(layout, table)
+    weights = np.concatenate([table.weight, table.weight])
+    theta = fit_robust(residual, layout.prior, weights, scale=SCALE, strength=PRIOR_STRENGTH)
+    fitted = {
+        name: _product_params(layout, theta, position, (name,))
+        for position, name in enumerate(products)
+    }
+    return ServingFit(
+        products=fitted,
+        architectures={run.gpu.name: run.gpu.architecture for run in runs},
+        shared=_product_params(layout, theta, -1, tuple(products)),
+        runs=len(runs),
+    )
+
+
+def _residual(layout: _Layout, table: _Table) -> Callable[[Vector], Vector]:
+    def residual(theta: Vector) -> Vector:
+        log_step, log_share = _model(layout, table, theta)
+        rate = np.log(table.batch) - log_step - table.log_rate
+        return np.concatenate([rate, WATTS_WEIGHT * (log_share - table.log_share)])
+
+    return residual
+
+
+def _model(layout: _Layout, table: _Table, theta: Vector) -> tuple[Vector, Vector]:
+    """Logarithms of seconds per step and of watts over the default limit, per run."""
+
+    def of(name: str) -> Vector:
+        return layout.values(theta, name)[table.product]
+
+    eight_bit = of("quantised")[:, None] ** table.quantised
+    factors = np.column_stack(
+        [1.0 / of(name) if name in EFFICIENCIES else of(name) for name in _COEFFICIENTS]
+    )
+    for name, efficiency in _DIVIDED_BY.items():
+        factors[:, _COEFFICIENTS.index(name)] /= of(efficiency)
+    factors /= eight_bit
+    seconds = np.einsum("rk,rkcp->rcp", factors, table.seconds)
+    compute, memory, other = seconds[:, 0], seconds[:, 1], seconds[:, 2]
+    passes = np.maximum(compute, memory) + other
+    passes += (1.0 - table.overlap) * np.minimum(compute, memory)
+    share = table.mixed_share * np.where(table.stalls > 0.0, of("prompt_stall"), 1.0)
+
+    def mean(per_pass: Vector) -> Vector:
+        return np.asarray(per_pass[:, 0] + share * (per_pass[:, 1] - per_pass[:, 0]))
+
+    request = np.column_stack([of(f"request {task}") for task in _TASKS])
+    host = np.column_stack([of(f"host {task}") for task in _TASKS])
+    rows = np.arange(table.task.size)
+    step = mean(passes) + request[rows, table.task] * table.prompts
+    step = step + host[rows, table.task] * table.contention
+    watts = of("watts memory") * mean(memory) + of("watts compute") * mean(compute)
+    watts = of("watts base") + watts / step
+    capped = (watts**-_CAP_SHARPNESS + 1.0) ** (-1.0 / _CAP_SHARPNESS)
+    return np.log(step), np.log(capped)
+
+
+def _table(runs: Sequence[ServingRun], products: Sequence[str]) -> _Table:
+    families = [run.family for run in runs]
+    weight = np.array([families.count(family) ** -0.5 for family in families])
+    mixes = [pass_mix(run) for run in runs]
+    return _Table(
+        seconds=np.array([_coefficients(run) for run in runs]),
+        quantised=np.array([_quantised(run) for run in runs]),
+        product=np.array([products.index(run.gpu.name) for run in runs]),
+        task=np.array([_TASKS.index(run.known_task) for run in runs]),
+        mixed_share=np.array([mix.mixed_share for mix in mixes]),
+        prompts=np.array([run.prompts_per_pass for run in runs]),
+        contention=np.array([run.contention for run in runs]),
+        stalls=np.array([float(run.dp > 1) for run in runs]),
+        batch=np.array([run.batch for run in runs]),
+        overlap=_NO_WATTS.overlap,
+        log_rate=np.log([run.rate or 1.0 for run in runs]),
+        log_share=np.log([(run.watts or 1.0) / run.gpu.default_limit_w for run in runs]),
+        weight=weight / weight.mean(),
+    )
+
+
+def _coefficients(run: ServingRun) -> Vector:
+    """Seconds (coefficients, 3 kinds, 2 passes) with one parameter at 1 and the others off."""
+    mix = pass_mix(run)
+
+    def seconds(**switched_on: float) -> Vector:
+        engine = engine_of(run, replace(_SWITCHED_OFF, **switched_on), _NO_WATTS)
+        return np.array([engine.time(mix.decode), engine.time(mix.mixed)]).T
+
+    rows = []
+    for name in _COEFFICIENTS:
+        divisor = _DIVIDED_BY.get(name)
+        if divisor is None:
+            rows.append(seconds(**{name: 1.0}))
+        else:
+            rows.append(seconds(**{name: 1.0, divisor: 1.0}) - seconds(**{divisor: 1.0}))
+    return np.array(rows)
+
+
+def _quantised(run: ServingRun) -> Vector:
+    """1 for each coefficient that the efficiency of 8-bit weights divides, else 0."""
+    params = replace(_SWITCHED_OFF, expert_bandwidth=1.0, gemm_mfu=1.0)
+    whole = engine_of(run, params, _NO_WATTS)
+    half = engine_of(run, replace(params, quantised_efficiency=0.5), _NO_WATTS)
+    work = pass_mix(run).decode
+    once, twice = whole.time(work), half.time(work)
+    dense, experts = twice.compute_s > once.compute_s, twice.memory_s > once.memory_s
+    affected = {"gemm_mfu": dense, "gemm_half_tokens": dense}
+    affected |= dict.fromkeys(("moe_mfu", "moe_half_tokens"), experts)
+    affected |= dict.fromkeys(("expert_bandwidth", "expert_spread"), experts)
+    return np.array([float(affected.get(name, False)) for name in _COEFFICIENTS])
+
+
+def _product_params(
+    layout: _Layout, theta: Vector, position: int, based_on: tuple[str, ...]
+) -> ProductParams:
+    """Return the parameters at one position of `_Layout.values`, rounded."""
+
+    def value(name: str) -> float:
+        return float(f"{layout.values(theta, name)[position]:.{_DIGITS}g}")
+
+    engine = EngineParams(
+        **{name: value(name) for name in _COEFFICIENTS},
+        quantised_efficiency=value("quantised"),
+        ep_imbalance=1.0,
+    )
+    return ProductParams(
+        engine=engine,
+        base_share=value("watts base"),
+        memory_share=value("watts memory"),
+        compute_share=value("watts compute"),
+        request_s={task: value(f"request {task}") for task in _TASKS},
+        host_s={task: value(f"host {task}") for task in _TASKS},
+        prompt_stall=value("prompt_stall"),
+        based_on=based_on,
+    )
