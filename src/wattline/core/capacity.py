@@ -10,15 +10,8 @@ from wattline.core.engine import EngineModel, ForwardPass
 from wattline.core.errors import InputError
 from wattline.core.fleet import Fleet, Role, Setting, Slo
 from wattline.core.mix import Mix
-from wattline.core.operating_point import (
-    LOADS,
-    Limit,
-    Margins,
-    Point,
-    interpolate,
-    operating_point,
-    six_digits,
-)
+from wattline.core.operating_point import operating_point
+from wattline.core.point import LOADS, Limit, Margins, Point, interpolate, six_digits
 from wattline.core.problem import path_rates_rps
 
 # Targets that no setting meets are relaxed by the first of these factors that some setting meets.
@@ -104,7 +97,10 @@ def rounded(mix: Mix, step: float = 0.05) -> Mix:
 
 
 def fleet_capacity_rps(
-    fleet: Fleet, engines: Sequence[EngineModel], mixes: Sequence[Mix]
+    fleet: Fleet,
+    engines: Sequence[EngineModel],
+    mixes: Sequence[Mix],
+    margins: Margins | None = None,
 ) -> tuple[float, ...]:
     """Rate of each deployment (requests/s) with all of its GPUs serving at their largest limits.
 
@@ -120,7 +116,9 @@ def fleet_capacity_rps(
             replicas = min(pool.max_replicas, pool.gpus // pool.gpus_per_replica)
             top = (Setting(fleet.product_of(pool).max_limit_w),)
             servers = max(1, replicas)
-            table = capacity(engine, pool.role, top, mix, deployment.slo, servers=servers)
+            table = capacity(
+                engine, pool.role, top, mix, deployment.slo, servers=servers, margins=margins
+            )
             rate = replicas * table.rate_rps[0] if table.relaxed == 1.0 else 0.0
             sums[pool.role] = sums.get(pool.role, 0.0) + rate
         rates.append(sum(path_rates_rps(sums)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from wattline.core.capacity import fleet_capacity_rps
+from wattline.core.capacity import Margins, fleet_capacity_rps
 from wattline.core.engine import EngineModel
 from wattline.core.errors import InputError
 from wattline.core.fleet import Fleet, Role
@@ -140,7 +141,7 @@ def prepare(
 
     trace = build(factor)
     expected = tuple(
-        _expected_mix(trace, index, scenario.plant.routing)
+        _expected_mix(trace, index, fleet, engines, scenario.plant.routing)
         for index in range(len(fleet.deployments))
     )
     settings = Settings(
@@ -167,13 +168,31 @@ def prepare(
     )
 
 
-def _expected_mix(trace: Trace, deployment: int, routing: str) -> Mix:
+def _expected_mix(
+    trace: Trace,
+    deployment: int,
+    fleet: Fleet,
+    engines: Sequence[EngineModel],
+    routing: str,
+) -> Mix:
     """What an operator knows beforehand: the mean request of this traffic."""
-    if not (trace.deployment == deployment).any():
+    rows = trace.deployment == deployment
+    if not rows.any():
         return Mix(1024.0, 256.0)
-    mix = trace.mix(deployment)
-    cached = mix.cached_share if routing == "kv_aware" and mix.cached_share is not None else 0.0
-    return Mix(mix.mean_input_tokens, mix.mean_output_tokens, cached)
+    cached = 0.0
+    if routing == "kv_aware":
+        name = fleet.deployments[deployment].name
+        room = sum(
+            engine.kv_capacity_tokens * (pool.gpus // pool.gpus_per_replica)
+            for pool, engine in zip(fleet.pools, engines, strict=True)
+            if pool.deployment == name and pool.role is not Role.DECODE
+        )
+        cached = trace.cached_share(deployment, room)
+    return Mix(
+        round(float(trace.input_tokens[rows].mean()), 3),
+        round(float(trace.output_tokens[rows].mean()), 3),
+        cached,
+    )
 
 
 def _saturating_factor(settings: Settings, trace: Trace) -> float:
@@ -182,7 +201,9 @@ def _saturating_factor(settings: Settings, trace: Trace) -> float:
     With several deployments the one closest to its capacity sets the factor.
     """
     factors = []
-    capacity_rps = fleet_capacity_rps(settings.fleet, settings.engines, settings.expected)
+    mix = trace.mix()
+    spread = Margins(input_cv2=mix.input_cv2, output_cv2=mix.output_cv2)
+    capacity_rps = fleet_capacity_rps(settings.fleet, settings.engines, settings.expected, spread)
     for index, served in enumerate(capacity_rps):
         offered = int((trace.deployment == index).sum()) / trace.duration_s
         if offered > 0.0 and served > 0.0:

@@ -65,7 +65,7 @@ class PoolSeries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSeries:
-    """One deployment over time. Latencies are over requests that ended in the step, None if none."""
+    """One deployment over time. Latencies are over requests that ended in the step, or None."""
 
     name: str
     ttft_target_s: float

@@ -10,6 +10,7 @@ import gzip
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,6 +179,32 @@ class Trace:
             output_cv2=output_cv2,
             cached_share=self._cached_share(rows),
         )
+
+    def cached_share(self, deployment: int, capacity_tokens: float) -> float:
+        """Share of a deployment's prompt tokens that a prefix cache of `capacity_tokens` finds.
+
+        One cache, least recently used out first, that sees every request: what replicas behind a
+        router that knows their caches come near to. 0 for a trace without prefix hashes.
+        """
+        room = int(capacity_tokens / HASH_BLOCK_TOKENS)
+        held: OrderedDict[int, None] = OrderedDict()  # in order of use
+        cached = total = 0
+        for request in self:
+            if request.deployment != deployment:
+                continue
+            total += request.input_tokens
+            hits = 0
+            for block in request.prefix_hashes:
+                if block not in held:
+                    break
+                hits += 1
+            cached += min(hits * HASH_BLOCK_TOKENS, request.input_tokens)
+            for block in reversed(request.prefix_hashes):
+                held[block] = None
+                held.move_to_end(block)
+            while len(held) > room:
+                held.popitem(last=False)
+        return round(cached / total, 6) if total else 0.0
 
     def _cached_share(self, rows: npt.NDArray[np.bool_]) -> float | None:
         if len(self.hashes) == 0:

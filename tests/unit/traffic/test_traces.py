@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,3 +172,21 @@ def test_walking_a_trace_takes_little_memory() -> None:
     assert held == count
     # A million requests in 120 MB.
     assert peak < 120 * count
+
+
+def test_a_small_prefix_cache_finds_less_than_one_that_never_forgets() -> None:
+    prompts = [(1, 2, 3), (4, 5, 6), (1, 2, 3), (1, 2, 7)]
+    plain = make_trace(
+        np.arange(4.0),
+        np.full(4, 3 * HASH_BLOCK_TOKENS),
+        np.full(4, 10),
+        duration_s=4.0,
+        source="test",
+    )
+    trace = replace(
+        plain, hashes=np.array(prompts).ravel(), hash_start=np.array([0, 3, 6, 9, 12])
+    )
+    roomy, tight = 100 * HASH_BLOCK_TOKENS, 3 * HASH_BLOCK_TOKENS
+    assert trace.cached_share(0, roomy) == pytest.approx(5 / 12, abs=1e-6)
+    assert trace.cached_share(0, tight) == pytest.approx(2 / 12, abs=1e-6)
+    assert trace.cached_share(1, roomy) == 0.0
