@@ -19,7 +19,13 @@ from wattline.core.queueing import mean_batch, mean_wait_s, most_utilisation
 P, D, A = Role.PREFILL, Role.DECODE, Role.AGGREGATED
 CAPS = tuple(Setting(float(cap)) for cap in range(200, 725, 25))
 EXACT = Margins(
-    itl_fraction=1.0, kv_fraction=1.0, batch_deviations=0.0, input_cv2=0.0, output_cv2=0.0
+    itl_fraction=1.0,
+    kv_fraction=1.0,
+    batch_deviations=0.0,
+    cache_deviations=0.0,
+    itl_deviations=0.0,
+    input_cv2=0.0,
+    output_cv2=0.0,
 )
 
 
