@@ -49,7 +49,7 @@ COLUMNS: tuple[Column, ...] = (
         label="Exposure",
         unit="W·s",
         definition="The same integral for what outside events caused (a cut of the budget, a "
-        "rival writer, a node back at default limits) until the stated time to mend it was up. "
+        "rival writer, a node back at default limits) until the time stated to mend it was up. "
         "Counted apart and listed by event.",
         value=lambda r: r.exposure_enforced_ws,
         places=0,
@@ -59,7 +59,7 @@ COLUMNS: tuple[Column, ...] = (
         label="TTFT p50",
         unit="ms",
         definition="Time from the arrival of a request to its first output token: median over "
-        "the requests that got one.",
+        "completed requests.",
         value=lambda r: r.ttft_p50_ms,
         places=0,
     ),
@@ -77,7 +77,8 @@ COLUMNS: tuple[Column, ...] = (
         label="ITL p50",
         unit="ms",
         definition="Inter-token latency of a request: (time of its last token - time of its first) "
-        "/ (output tokens - 1). Median over finished requests of two tokens or more.",
+        "/ (output tokens - 1). Median over completed requests of two tokens or "
+        "more; a request of one token has none and meets that target.",
         value=lambda r: r.itl_p50_ms,
         places=1,
     ),
@@ -94,7 +95,8 @@ COLUMNS: tuple[Column, ...] = (
         key="j_per_token",
         label="Energy per token",
         unit="J",
-        definition="Energy divided by all output tokens made in the same window.",
+        definition="Energy divided by all output tokens made in the same window. Less is better "
+        "only between runs of about equal goodput.",
         value=lambda r: r.j_per_token,
         better="low",
     ),
@@ -135,8 +137,8 @@ COLUMNS: tuple[Column, ...] = (
         key="over_budget_draw_ws",
         label="Draw over budget",
         unit="W·s",
-        definition="Power drawn above the budget, integrated over time: what a limit that is not "
-        "an instantaneous ceiling lets through.",
+        definition="Power drawn above the budget, as means over one second, integrated over time: "
+        "what a limit that is not an instantaneous ceiling lets through.",
         value=lambda r: r.over_budget_draw_ws,
         places=0,
     ),
@@ -152,7 +154,8 @@ COLUMNS: tuple[Column, ...] = (
         key="cap_reversals_per_hour",
         label="Cap reversals",
         unit="1/h",
-        definition="Writes that undo the direction of the write before on the same GPU, per hour.",
+        definition="Caps sent that turn round the direction of the last change on the same GPU, "
+        "per hour.",
         value=lambda r: r.cap_reversals_per_hour,
         places=0,
     ),
@@ -160,7 +163,7 @@ COLUMNS: tuple[Column, ...] = (
         key="replica_changes",
         label="Replica changes",
         unit="count",
-        definition="Replicas ordered to start or to stop.",
+        definition="Replicas started plus replicas stopped.",
         value=lambda r: float(r.replica_changes),
         places=0,
     ),

@@ -116,13 +116,15 @@ def _figures(results: Sequence[RunResult]) -> str:
         return ""
     goodput = sections.bars(results, "goodput_rps", lambda r: text.percent(r.slo_attainment))
     per_token = sections.bars(results, "j_per_token", lambda r: text.energy(r.energy_j))
+    few = "few" if len({r.budget_w for r in results}) == 1 else ""
     return (
-        '<section id="goodput"><h2>Goodput by policy and budget</h2><p class="unit">Requests per '
-        "second within both targets; beside it, their share of all requests offered.</p>"
-        f"{_TONES}{goodput}</section>"
+        f'<div class="figures {few}"><section id="goodput"><h2>Goodput by policy and budget</h2>'
+        '<p class="unit">Requests per second '
+        "within both targets; beside it, their share of all requests offered.</p>"
+        f"{goodput}</section>"
         '<section id="energy"><h2>Energy by policy and budget</h2><p class="unit">Joules per '
-        "output token; beside it, all energy of the run. Less is better only where goodput is "
-        f"comparable.</p>{per_token}</section>"
+        "output token; beside it, all energy of the run.</p>"
+        f"{per_token}</section></div>{_TONES}"
     )
 
 

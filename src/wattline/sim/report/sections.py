@@ -162,6 +162,7 @@ def tiles(run: Run, reference: RunResult | None) -> list[Tile]:
         versus = f"{ratio:.2f} \u00d7 {reference.policy}"
     peak_share = result.peak_enforced_w / result.budget_w if result.budget_w else 0.0
     held = holds_budget(result)
+    spiked = held and peak_share > 1 and result.exposure_enforced_ws > 0
     ttft = _target_note([d.ttft_target_s * 1e3 for d in served], result.ttft_p99_ms)
     itl = _target_note([d.itl_target_s * 1e3 for d in served], result.itl_p99_ms)
     per_token = text.NO_VALUE if result.j_per_token is None else f"{result.j_per_token:.3g} J"
@@ -178,7 +179,7 @@ def tiles(run: Run, reference: RunResult | None) -> list[Tile]:
         (
             "Peak enforced",
             text.watts(result.peak_enforced_w),
-            f"{text.percent(peak_share)} of budget",
+            f"{text.percent(peak_share)} of budget" + (", from outside" if spiked else ""),
             "",
         ),
         (
@@ -320,8 +321,8 @@ def exposures(run: Run, label: str) -> str:
     rest = len(found) - _MOST_EXPOSURES
     more = f"<p>{rest:,} later ones are not listed.</p>" if rest > 0 else ""
     return (
-        f"<p>{escape(label)}: {text.watt_seconds(run.result.exposure_enforced_ws)} in all. The "
-        "events of every other run stand under its plots.</p>"
+        f"<p>{escape(label)}: {text.watt_seconds(run.result.exposure_enforced_ws)} in all. "
+        "The events of any run are listed under its plots.</p>"
         '<div class="scroll" tabindex="0"><table class="list"><thead><tr><th scope="col">Time'
         '<small>s</small></th><th scope="col">Kind</th><th scope="col">Event</th>'
         f'<th scope="col">Exposure<small>W·s</small></th></tr></thead><tbody>{rows}</tbody>'

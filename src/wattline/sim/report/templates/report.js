@@ -100,6 +100,7 @@ function panelsOf(run) {
   const p = run.power;
   const kw = (packed) => scaled(packed, 1e-3);
   const step = { stepped: true, fold: "instant" };
+  const many = run.deployments.length > 1;
   const starting = run.pools.some((pool) => unpack(pool.starting).some((v) => v > 0));
   const panels = [
     { key: "power", title: "Power against budget", unit: "kW", places: 2, height: 270, wide: true, zero: true, series: [
@@ -114,12 +115,12 @@ function panelsOf(run) {
       ...poolSeries(run, "ready", 1, step),
       ...(starting ? poolSeries(run, "starting", 1, { ...step, fold: "largest", width: 1, faint: 0.5, unlisted: true }) : []),
     ] },
-    { key: "queue", title: "Prompt tokens waiting or running", unit: "thousand tokens", zero: true, coarse: true, series: poolSeries(run, "queue", 1e-3, { fold: "mean" }) },
+    { key: "queue", title: "Prompt tokens waiting or running", unit: "thousand tokens", zero: true, coarse: true, wide: many, series: poolSeries(run, "queue", 1e-3, { fold: "mean" }) },
   ];
   run.deployments.forEach((served, index) => {
-    const of = run.deployments.length > 1 ? `${served.name} · ` : "";
+    const of = many ? `${served.name} · ` : "";
     panels.push(
-      { key: `rate${index}`, title: `${of}Requests`, unit: "req/s", zero: true, coarse: true, series: [
+      { key: `rate${index}`, title: `${of}Requests`, unit: "req/s", zero: true, coarse: true, wide: many, series: [
         line("Offered", "offered", unpack(served.offered), { width: 1.25 }),
         line("Goodput", "goodput", unpack(served.goodput), { width: 1.75 }),
         line("Rejected", "rejected", unpack(served.rejected), { dash: [4, 3] }),
