@@ -36,7 +36,8 @@ from wattline.core.point import (
 )
 from wattline.core.queueing import mean_batch, mean_wait_s, most_utilisation
 
-_BATCH_SHARES = (0.15, 0.4, 0.7)
+# Shares of the full batch between which draw is interpolated.
+_BATCH_SHARES = (0.01, 0.03, 0.1, 0.3, 0.6)
 # Batches tried for an aggregated replica: 1.01**-1200 of the most is the least.
 _BATCHES = 1200
 # More prompts than this in one pass change nothing: a pass is long past its fixed costs.

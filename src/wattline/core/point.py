@@ -9,8 +9,9 @@ from math import exp
 
 from wattline.core.engine import EngineModel
 
-LOADS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of a replica's rate at which `Point.curve_w` is given."""
+LOADS = tuple(share / 20.0 for share in range(21))
+"""Shares of a replica's rate at which `Point.curve_w` is given: fine, because draw rises steeply
+from idle as soon as there is always something to decode."""
 
 
 class Limit(StrEnum):
