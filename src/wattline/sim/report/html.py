@@ -119,11 +119,10 @@ def _figures(results: Sequence[RunResult]) -> str:
     few = "few" if len({r.budget_w for r in results}) == 1 else ""
     return (
         f'<div class="figures {few}"><section id="goodput"><h2>Goodput by policy and budget</h2>'
-        '<p class="unit">Requests per second '
-        "within both targets; beside it, their share of all requests offered.</p>"
+        '<p class="unit">Requests per second within both targets, and their share of all.</p>'
         f"{goodput}</section>"
         '<section id="energy"><h2>Energy by policy and budget</h2><p class="unit">Joules per '
-        "output token; beside it, all energy of the run.</p>"
+        "output token, and all energy of the run.</p>"
         f"{per_token}</section></div>{_TONES}"
     )
 

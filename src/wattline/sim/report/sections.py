@@ -119,7 +119,8 @@ def _ratios(results: Sequence[RunResult], group: Sequence[int], best: int) -> st
             other = results[index]
             if other.policy == policy and index != best and other.goodput_rps > 0:
                 ratio = results[best].goodput_rps / other.goodput_rps
-                parts.append(f"{ratio:.2f} \u00d7 {policy}")
+                held = "" if holds_budget(other) else " (which broke it)"
+                parts.append(f"{ratio:.2f} \u00d7 {policy}{held}")
     if not parts:
         return ""
     return ": " + " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
@@ -160,6 +161,8 @@ def tiles(run: Run, reference: RunResult | None) -> list[Tile]:
     if reference is not None and reference.goodput_rps > 0:
         ratio = result.goodput_rps / reference.goodput_rps
         versus = f"{ratio:.2f} \u00d7 {reference.policy}"
+        if not holds_budget(reference):
+            versus += ", over budget"
     peak_share = result.peak_enforced_w / result.budget_w if result.budget_w else 0.0
     held = holds_budget(result)
     spiked = held and peak_share > 1 and result.exposure_enforced_ws > 0
