@@ -72,9 +72,16 @@ def engine_polynomial(
     max_batched_tokens: int = 8192,
     kv_capacity_tokens: int = 16_384 * 64,
 ) -> PolynomialEngine:
-    """Build Dynamo's mock engine on a GPU product, whose cap response gives it watts."""
+    """Build Dynamo's mock engine on a GPU product, whose cap response gives it watts.
+
+    Its timing is that of the default limit, so arithmetic must not want more than that limit there:
+    it would be slowed down twice.
+    """
+    fitted = fit(gpu_name).response
+    room_w = gpu(gpu_name).default_limit_w - fitted.static_w
+    response = replace(fitted, overlap=0.0, compute_w=min(fitted.compute_w, room_w))
     return PolynomialEngine(
-        response=replace(fit(gpu_name).response, overlap=0.0),
+        response=response,
         kv_capacity_tokens=kv_capacity_tokens,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
