@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wattline.sim.experiment import Experiment
+from wattline.sim.fewest import FEWEST, fewest_note, find_fewest
 from wattline.sim.policies.sweep import widest_step_w
 from wattline.sim.result import Run
 from wattline.sim.runs import HINDSIGHT, Job, best, jobs_for, run_all
@@ -13,7 +14,7 @@ from wattline.sim.runs import HINDSIGHT, Job, best, jobs_for, run_all
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One run per policy and budget, in the order asked for; `notes` say what sweeps found."""
+    """One run per policy and budget, in the order asked for; `notes` say what searches found."""
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...]
@@ -27,21 +28,38 @@ def compare(
     workers: int,
     progress: Callable[[float], None] | None = None,
 ) -> Comparison:
-    """Run every policy at every budget; `progress` gets the share of each run that ends."""
+    """Run every policy at every budget; `progress` gets the share of each run that ends.
+
+    The search for the fewest uncapped replicas counts as one run: the budget does not enter it, so
+    that it is done once, at the first budget.
+    """
     cells = [(policy, budget_w) for budget_w in budgets_w for policy in policies]
+    fewest = find_fewest(experiment, budgets_w[0], workers) if FEWEST in policies else None
     jobs: list[Job] = []
     spans: list[tuple[int, int]] = []
     for policy, budget_w in cells:
-        wanted = jobs_for(experiment, policy, budget_w)
+        if policy != FEWEST or fewest is None:
+            wanted = jobs_for(experiment, policy, budget_w)
+        elif budget_w == budgets_w[0]:
+            wanted = []  # run by the search
+        else:
+            wanted = [Job(policy, budget_w, pool_replicas=fewest.replicas)]
         spans.append((len(jobs), len(jobs) + len(wanted)))
         jobs.extend(wanted)
+    share = 1.0 / (len(jobs) + (fewest is not None))
+    if progress is not None and fewest is not None:
+        progress(share)
     finished: dict[int, Run] = {}
     for index, run in run_all(experiment, jobs, workers):
         finished[index] = run
         if progress is not None:
-            progress(1.0 / len(jobs))
+            progress(share)
     runs, notes = [], []
     for (policy, _), (first, last) in zip(cells, spans, strict=True):
+        if fewest is not None and first == last:
+            runs.append(fewest.run)
+            notes.append(fewest_note(experiment, fewest))
+            continue
         chosen = best([finished[index] for index in range(first, last)])
         runs.append(chosen)
         if policy in HINDSIGHT:

@@ -49,11 +49,12 @@ def replay(recording: Recording, progress: Callable[[float], None] | None = None
 def recorded_policy(header: Header, where: str) -> StartingPolicy:
     """A fresh policy as the recording's header describes it."""
     document = header.policy_context
-    caps = document.get("pool_caps_w")
+    caps, replicas = document.get("pool_caps_w"), document.get("pool_replicas")
     try:
         context = PolicyContext(
             role_caps={Role(role): float(cap) for role, cap in document["role_caps"].items()},
             pool_caps_w=None if caps is None else tuple(float(cap) for cap in caps),
+            pool_replicas=None if replicas is None else tuple(int(n) for n in replicas),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

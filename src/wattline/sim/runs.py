@@ -14,7 +14,9 @@ from wattline.core.settings import Settings
 from wattline.core.snapshot import Budget
 from wattline.sim.experiment import Experiment
 from wattline.sim.loop import ClosedLoop
+from wattline.sim.policies.common import most_replicas
 from wattline.sim.policies.context import PolicyContext
+from wattline.sim.policies.fixed import FewestUncapped
 from wattline.sim.policies.registry import StartingPolicy, build
 from wattline.sim.policies.sweep import static_splits
 from wattline.sim.record import Header, Recorder
@@ -26,11 +28,12 @@ HINDSIGHT = ("best-static", "dynamo-clamp-best")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run: a policy at a budget, with static caps per pool if it is part of a sweep."""
+    """One run: a policy at a budget, with caps or replicas per pool if it is part of a search."""
 
     policy: str
     budget_w: float
     pool_caps_w: tuple[float, ...] | None = None
+    pool_replicas: tuple[int, ...] | None = None
 
 
 def policy_settings(experiment: Experiment, policy: str) -> Settings:
@@ -39,10 +42,16 @@ def policy_settings(experiment: Experiment, policy: str) -> Settings:
     return replace(settings, forecast="oracle") if policy == "oracle" else settings
 
 
+def policy_context(experiment: Experiment, job: Job) -> PolicyContext:
+    """What the policy of `job` is told besides the settings."""
+    return replace(experiment.context, pool_caps_w=job.pool_caps_w, pool_replicas=job.pool_replicas)
+
+
 def build_policy(experiment: Experiment, job: Job) -> StartingPolicy:
     """A fresh policy for `job`."""
-    context = replace(experiment.context, pool_caps_w=job.pool_caps_w)
-    return build(job.policy, policy_settings(experiment, job.policy), context)
+    return build(
+        job.policy, policy_settings(experiment, job.policy), policy_context(experiment, job)
+    )
 
 
 def run(
@@ -67,7 +76,7 @@ def _header(experiment: Experiment, job: Job, command: str) -> Header:
     return Header(
         policy=job.policy,
         settings=policy_settings(experiment, job.policy),
-        policy_context=context_to_json(replace(experiment.context, pool_caps_w=job.pool_caps_w)),
+        policy_context=context_to_json(policy_context(experiment, job)),
         scenario=experiment.scenario.model_dump(mode="json"),
         run={
             "command": command,
@@ -85,11 +94,18 @@ def context_to_json(context: PolicyContext) -> dict[str, Any]:
     return {
         "role_caps": {str(role): cap for role, cap in context.role_caps.items()},
         "pool_caps_w": None if context.pool_caps_w is None else list(context.pool_caps_w),
+        "pool_replicas": None if context.pool_replicas is None else list(context.pool_replicas),
     }
 
 
 def jobs_for(experiment: Experiment, policy: str, budget_w: float) -> list[Job]:
-    """The runs that one cell of a comparison needs: one, or the splits of a sweep."""
+    """The runs that one cell of a comparison needs: one, or the splits of a sweep.
+
+    For `fewest-uncapped` the one with every replica, where the search for the fewest starts.
+    """
+    if policy == FewestUncapped.name:
+        most = tuple(most_replicas(pool) for pool in experiment.fleet.pools)
+        return [Job(policy, budget_w, pool_replicas=most)]
     if policy not in HINDSIGHT:
         return [Job(policy, budget_w)]
     budget = Budget(total_w=budget_w, guard_w=experiment.guard_w(budget_w), version=1)
@@ -116,7 +132,7 @@ def _run_here(job: Job) -> Run:
 
 def run_all(experiment: Experiment, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Run]]:
     """Run `jobs` over `workers` processes; yields (index, run) as they finish."""
-    if workers <= 1:
+    if workers <= 1 or len(jobs) <= 1:
         for index, job in enumerate(jobs):
             yield index, run(experiment, job)
         return

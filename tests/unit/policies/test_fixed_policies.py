@@ -24,12 +24,31 @@ def test_unknown_policy_names_the_nearest() -> None:
 
 def test_every_name_builds_a_policy_of_that_name() -> None:
     for name in names():
-        assert build(name, disaggregated(), context(pool_caps_w=(500.0, 400.0))).name == name
+        given_to_all = context(pool_caps_w=(500.0, 400.0), pool_replicas=(8, 8))
+        assert build(name, disaggregated(), given_to_all).name == name
 
 
 def test_uncapped_ignores_the_budget() -> None:
     plan = initial_plan("uncapped", disaggregated(8, 4), context(), budget(1.0))
     assert [(p.replicas, p.setting.cap_w) for p in plan] == [(8, HIGH_W), (4, HIGH_W)]
+
+
+def test_fewest_uncapped_keeps_the_stated_replicas_and_leaves_the_rest_at_default() -> None:
+    spec = disaggregated(4, 4)
+    policy = build("fewest-uncapped", spec, context(pool_replicas=(3, 1)))
+    start = policy.initial_plan(budget(1.0))
+    assert [(p.replicas, p.setting.cap_w) for p in start] == [(3, HIGH_W), (1, HIGH_W)]
+    world = World(spec, budget(1.0), start, caps_w=dict.fromkeys(range(8), LOW_W))
+    decision = policy.decide(world.snapshot())
+    assert decision.caps.gpu == tuple(range(8))
+    assert set(decision.caps.cap_w) == {HIGH_W}
+    assert decision.replicas == ()
+
+
+@pytest.mark.parametrize("replicas", [None, (4,), (0, 4), (4, 5)])
+def test_fewest_uncapped_needs_possible_counts(replicas: tuple[int, ...] | None) -> None:
+    with pytest.raises(InputError, match="pool_replicas"):
+        build("fewest-uncapped", disaggregated(4, 4), context(pool_replicas=replicas))
 
 
 def test_uniform_cap_divides_the_budget_by_the_gpus() -> None:

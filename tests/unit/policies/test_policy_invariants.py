@@ -82,7 +82,8 @@ tick = st.builds(
 def test_decisions_stay_inside_the_fleet(name: str, fleet: str, ticks: list[Tick]) -> None:
     spec = FLEETS[fleet]
     pools = spec.fleet.pools
-    policy = build(name, spec, context(pool_caps_w=(300.0,) * len(pools)))
+    counts = tuple(pool.min_replicas for pool in pools)
+    policy = build(name, spec, context(pool_caps_w=(300.0,) * len(pools), pool_replicas=counts))
     world = World(spec, budget(7_000.0), policy.initial_plan(budget(7_000.0)))
     for number, seen in enumerate(ticks):
         advance(world, number, seen)

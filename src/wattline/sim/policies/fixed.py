@@ -1,4 +1,4 @@
-"""Policies that keep every replica on and only choose caps: uncapped, uniform, static."""
+"""Policies that keep their replicas on and only choose caps: uncapped, uniform, static."""
 
 from __future__ import annotations
 
@@ -59,6 +59,50 @@ class Uncapped:
             plan,
             sentences,
             caps=direct_steps(snapshot, gpu_targets(snapshot, settings, settings)),
+            replicas=replica_steps(snapshot, self._fleet, plan),
+        )
+
+
+class FewestUncapped:
+    """A fixed number of replicas at the largest limit, in hindsight the fewest that suffice.
+
+    GPUs without a replica stay at their default limit, as in a fleet that nobody manages. The
+    budget is ignored. The search for the fewest is in `wattline.sim.fewest`.
+    """
+
+    name = "fewest-uncapped"
+    interval_s = INTERVAL_S
+    uses_ledger = False
+
+    def __init__(self, settings: Settings, context: PolicyContext) -> None:
+        self._fleet = settings.fleet
+        self._replicas = stated_replicas(settings.fleet, context)
+
+    def initial_plan(self, budget: Budget) -> tuple[PoolPlan, ...]:
+        """The stated replicas at the largest limit."""
+        return tuple(
+            PoolPlan(replicas, Setting(high))
+            for replicas, (_, high) in zip(self._replicas, limits_w(self._fleet), strict=True)
+        )
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Keep the stated replicas on."""
+        plan = self.initial_plan(snapshot.budget)
+        serving = [want.setting for want in plan]
+        idle = [Setting(self._fleet.product_of(pool).default_limit_w) for pool in self._fleet.pools]
+        sentences = [
+            (
+                ReasonCode.STEADY,
+                f"{pool.name}: {want.replicas} of {most_replicas(pool)} replicas at the largest "
+                f"limit of {want.setting.cap_w:.0f} W, all the time; the budget is not looked at",
+            )
+            for pool, want in zip(self._fleet.pools, plan, strict=True)
+        ]
+        return decided(
+            snapshot,
+            plan,
+            sentences,
+            caps=direct_steps(snapshot, gpu_targets(snapshot, serving, idle)),
             replicas=replica_steps(snapshot, self._fleet, plan),
         )
 
@@ -213,3 +257,23 @@ def stated_caps(fleet: Fleet, context: PolicyContext) -> tuple[float, ...]:
                 f"give {low:.0f} to {high:.0f} W, as {pool.gpu}",
             )
     return caps
+
+
+def stated_replicas(fleet: Fleet, context: PolicyContext) -> tuple[int, ...]:
+    """Replicas per pool of the context; InputError unless there is a possible one per pool."""
+    replicas = context.pool_replicas
+    if replicas is None or len(replicas) != len(fleet.pools):
+        raise InputError(
+            "pool_replicas",
+            replicas,
+            f"give one count for each of the {len(fleet.pools)} pools (`wattline compare` searches "
+            "for the fewest)",
+        )
+    for pool, count in zip(fleet.pools, replicas, strict=True):
+        if not pool.min_replicas <= count <= most_replicas(pool):
+            raise InputError(
+                f"pool_replicas of {pool.name}",
+                count,
+                f"give {pool.min_replicas} to {most_replicas(pool)}",
+            )
+    return replicas

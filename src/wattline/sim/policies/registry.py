@@ -13,7 +13,13 @@ from wattline.core.snapshot import Budget
 from wattline.sim.policies.base import Policy
 from wattline.sim.policies.context import PolicyContext
 from wattline.sim.policies.dynamo_clamp import DynamoClamp, DynamoClampBest
-from wattline.sim.policies.fixed import BestStatic, StaticCaps, Uncapped, UniformCap
+from wattline.sim.policies.fixed import (
+    BestStatic,
+    FewestUncapped,
+    StaticCaps,
+    Uncapped,
+    UniformCap,
+)
 from wattline.sim.policies.slo_scaler import SloScaler
 from wattline.sim.policies.threshold import Threshold
 from wattline.sim.policies.wattline import Oracle, Wattline
@@ -29,6 +35,7 @@ class StartingPolicy(Policy, Protocol):
 
 _POLICIES: dict[str, Callable[[Settings, PolicyContext], StartingPolicy]] = {
     Uncapped.name: Uncapped,
+    FewestUncapped.name: FewestUncapped,
     UniformCap.name: UniformCap,
     StaticCaps.name: StaticCaps,
     BestStatic.name: BestStatic,
