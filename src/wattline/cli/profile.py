@@ -28,7 +28,9 @@ def profile() -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the fitted parameters: one product to a file, several to a directory.",
+    metavar="PATH",
+    help="Write the fitted parameters as JSON: a file per product if PATH is a directory or has no "
+    "suffix, else one file, a list if there are several products.",
 )
 @click.option("--gpu", help="GPU product of kernel tables that do not name it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -123,20 +125,17 @@ class _Progress:
 
 
 def _write(out: Path, records: list[dict[str, Any]]) -> None:
-    from wattline.core.errors import InputError
+    """One file per product into a directory, else all into one file."""
     from wattline.sim.files import write_text
 
-    if "product" in records[0] and (out.is_dir() or len(records) > 1):
-        if out.is_file() or out.suffix == ".json":
-            names = ", ".join(record["product"] for record in records)
-            raise InputError("--out", str(out), f"give a directory: there are {names}")
+    if "product" in records[0] and (out.is_dir() or not out.suffix):
         for record in records:
             write_text(out / f"{record['product']}.json", _text(record))
     else:
-        write_text(out, _text(records[0]))
+        write_text(out, _text(records[0] if len(records) == 1 else records))
 
 
-def _text(record: dict[str, Any]) -> str:
+def _text(record: object) -> str:
     return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
