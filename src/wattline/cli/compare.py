@@ -13,7 +13,9 @@ import click
 
 from wattline.cli.options import experiment_from, scenario_argument, traffic_options, write_json
 
-DEFAULT_POLICIES = "uncapped,uniform-cap,static-caps,dynamo-clamp,threshold,slo-scaler,wattline"
+DEFAULT_POLICIES = (
+    "uncapped,uniform-cap,static-caps,dynamo-clamp,dynamo-clamp-parked,threshold,slo-scaler,wattline"
+)
 
 
 @click.command(

@@ -106,6 +106,17 @@ def test_two_deployments_share_the_budget_by_their_limits() -> None:
     assert [p.replicas for p in plan] == [6, 2]
 
 
+def test_charged_for_parked_gpus_fewer_replicas_run() -> None:
+    fleet = disaggregated(8, 8)
+    usual = initial_plan("dynamo-clamp", fleet, context(), budget(6_400.0))
+    parked = initial_plan("dynamo-clamp-parked", fleet, context(), budget(6_400.0))
+    assert sum(p.replicas for p in usual) == 9
+    # 16 parked GPUs take 3,200 W; each replica adds the 500 W between parking limit and cap.
+    assert sum(p.replicas for p in parked) == 6
+    booked_w = sum(p.replicas * 700.0 + (8 - p.replicas) * 200.0 for p in parked)
+    assert booked_w <= 6_400.0
+
+
 def test_low_caps_let_more_replicas_run() -> None:
     plan = initial_plan(
         "dynamo-clamp-best",
@@ -392,6 +403,7 @@ def replayed(name: str, spec: Settings, values: PolicyContext, seen: list[Snapsh
         "static-caps",
         "best-static",
         "dynamo-clamp",
+        "dynamo-clamp-parked",
         "dynamo-clamp-best",
         "threshold",
         "slo-scaler",

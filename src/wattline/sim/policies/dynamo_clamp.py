@@ -357,6 +357,38 @@ class DynamoClampBest(DynamoClamp):
         return stated_caps(settings.fleet, context)
 
 
+class DynamoClampParked(DynamoClamp):
+    """The same planner held to the promise that Wattline keeps: a budget over enforced limits.
+
+    Unused GPUs are parked at their lowest limit and charged at it, so a replica costs the watts
+    between that limit and its cap. Not a mode of the release: what its clamp would serve if the
+    budget were meant for the hardware and not for requests.
+    """
+
+    name = "dynamo-clamp-parked"
+
+    def __init__(self, settings: Settings, context: PolicyContext) -> None:
+        super().__init__(settings, context)
+        self._idle = [Setting(self._parked_w(pool)) for pool in range(len(self._fleet.pools))]
+
+    def _parked_w(self, pool: int) -> float:
+        return self._fleet.product_of(self._fleet.pools[pool]).min_limit_w
+
+    def _replica_w(self, pool: int | None) -> int | None:
+        if pool is None:
+            return None
+        above_w = ceil(self._caps[pool].cap_w - self._parked_w(pool))
+        return above_w * self._fleet.pools[pool].gpus_per_replica
+
+    def _limit_w(self, graph: _Graph, budget: Budget) -> int:
+        parked_w = sum(
+            self._fleet.pools[pool].gpus * self._parked_w(pool)
+            for pool in graph.pools
+            if pool is not None
+        )
+        return max(0, floor(budget.usable_w * graph.share - parked_w))
+
+
 def _shape_of(window: _Window, last: Shape) -> Shape:
     """Mean request of the window; where it has none, the last one known."""
     if window.arrivals <= 0.0:

@@ -12,7 +12,7 @@ from wattline.core.settings import Settings
 from wattline.core.snapshot import Budget
 from wattline.sim.policies.base import Policy
 from wattline.sim.policies.context import PolicyContext
-from wattline.sim.policies.dynamo_clamp import DynamoClamp, DynamoClampBest
+from wattline.sim.policies.dynamo_clamp import DynamoClamp, DynamoClampBest, DynamoClampParked
 from wattline.sim.policies.fixed import (
     BestStatic,
     FewestUncapped,
@@ -40,6 +40,7 @@ _POLICIES: dict[str, Callable[[Settings, PolicyContext], StartingPolicy]] = {
     StaticCaps.name: StaticCaps,
     BestStatic.name: BestStatic,
     DynamoClamp.name: DynamoClamp,
+    DynamoClampParked.name: DynamoClampParked,
     DynamoClampBest.name: DynamoClampBest,
     Threshold.name: Threshold,
     SloScaler.name: SloScaler,
