@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import fsum
+from math import fsum, isfinite
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Layout:
         key = (self._kind[pool], demand.mix, demand.output_cv2, slo, servers, derate)
         found = self._tables.get(key)
         if found is None:
-            if len(self._tables) >= _TABLES:
+            if len(self._tables) >= max(_TABLES, 2 * len(self.grids)):
                 self._tables.clear()
                 self._rates.clear()
             margins = Margins()
@@ -91,13 +91,19 @@ class Layout:
         return found
 
     def rates_rps(
-        self, pool: int, demand: Demand, servers: int, speeds: tuple[float, ...], share: float
+        self,
+        pool: int,
+        demand: Demand,
+        servers: int,
+        healthy: Capacity,
+        speeds: tuple[float, ...],
+        share: float,
     ) -> tuple[float, ...]:
         """Mean rate of a replica per setting, times `share`; equal calls share one tuple.
 
-        `speeds` holds the speed of every serving replica, and is empty when all are healthy.
+        `healthy` is the pool's table; `speeds` holds the speed of every serving replica, and is
+        empty when all are healthy.
         """
-        healthy = self.table(pool, demand, servers)
         if not speeds and share == 1.0:
             return healthy.rate_rps
         key = (id(healthy), speeds, share)
@@ -155,16 +161,20 @@ def backlog_rps(
     Prompt tokens up to what the pools compute within the TTFT target are no backlog.
     """
     settings = layout.settings
-    slo = settings.fleet.deployments[deployment].slo
-    queued = most = 0.0
-    for pool in layout.pools_of[deployment]:
-        if settings.fleet.pools[pool].role is Role.DECODE:
-            continue
-        tokens = views[pool].queued_prefill_tokens
-        if tokens is not None and tokens == tokens:
-            queued += tokens
+    prompts = [
+        pool
+        for pool in layout.pools_of[deployment]
+        if settings.fleet.pools[pool].role is not Role.DECODE
+    ]
+    tokens = [views[pool].queued_prefill_tokens for pool in prompts]
+    queued = sum(count for count in tokens if count is not None and isfinite(count))
+    if queued <= 0.0:
+        return 0.0
+    most = 0.0
+    for pool in prompts:
         ready = views[pool].ready
         rate = max(layout.table(pool, demand, max(1, ready)).rate_rps)
+        slo = settings.fleet.deployments[deployment].slo
         most += ready * rate * demand.mix.computed_tokens * slo.ttft_s
     excess = queued - most
     if excess <= 0.0:
@@ -198,6 +208,7 @@ def problem(
         servers = max(1, ready)
         table = layout.table(index, demand, servers)
         share = 1.0 if pool.role is Role.DECODE else max(_LEAST_SHARE, pressure)
+        rates = layout.rates_rps(index, demand, servers, table, speeds[index], share)
         pools.append(
             PoolProblem(
                 role=pool.role,
@@ -207,7 +218,7 @@ def problem(
                 min_replicas=min(pool.min_replicas, most),
                 max_replicas=most,
                 settings=layout.grids[index],
-                rate_rps=layout.rates_rps(index, demand, servers, speeds[index], share),
+                rate_rps=rates,
                 draw_w=table.draw_w,
                 idle_w=table.idle_w,
                 current=present[index],
