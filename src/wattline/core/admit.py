@@ -7,8 +7,9 @@ strictly exceeds any of them, and a request is refused when all workers are busy
 Prompt tokens a worker may hold: the tokens that it computes within the TTFT target, less what
 follows the prefill (moving the cache, the first decode step), a long prompt itself, and, where more
 is held than fits into one pass, the half pass that a prompt waits for its neighbours in the last
-one. Decode blocks: the share of the KV cache in use when the largest batch that meets the ITL
-target decodes, less what is on its way from prefill.
+one; at least a mean prompt, if another one after it still makes it. Decode blocks: the share of the
+KV cache in use when the largest batch that meets the ITL target decodes, less what is on its way
+from prefill.
 """
 
 from __future__ import annotations
@@ -109,11 +110,15 @@ def _prompt_limit(worker: Worker, mix: Mix, slo: Slo) -> tuple[float, float]:
         moved = worker.engine.kv_bytes_per_token * mix.input_tokens
         moving_s = moved / (_SPREAD.kv_bytes_per_s * worker.gpus_per_replica) + slo.itl_s
     own_tokens = _LONG_PROMPT * mix.computed_tokens
-    held = rate * (_MARGIN * slo.ttft_s - moving_s) - own_tokens
+    within = rate * (_MARGIN * slo.ttft_s - moving_s)
+    held = within - own_tokens
     room = worker.engine.max_batched_tokens
     if held + own_tokens > room:
         # Prompts that come later fill the pass that ends a prompt: half of one on average.
         held = max(room - own_tokens, held - 0.5 * rate * pass_s)
+    # One prompt ahead of a mean one, as long as that one makes it: without any queue, requests are
+    # refused by chance well below capacity.
+    held = max(held, min(mix.computed_tokens, within - mix.computed_tokens))
     own_s = mix.computed_tokens / rate + moving_s
     return float(max(0, int(held))), round(own_s, 6)
 
