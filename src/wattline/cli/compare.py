@@ -11,10 +11,17 @@ from typing import Any
 
 import click
 
-from wattline.cli.options import experiment_from, scenario_argument, traffic_options, write_json
+from wattline.cli.options import (
+    experiment_from,
+    json_option,
+    scenario_argument,
+    traffic_options,
+    write_json,
+)
 
 DEFAULT_POLICIES = (
-    "uncapped,uniform-cap,static-caps,dynamo-clamp,dynamo-clamp-parked,threshold,slo-scaler,wattline"
+    "uncapped,uniform-cap,static-caps,dynamo-clamp,dynamo-clamp-parked,threshold,slo-scaler,"
+    "wattline"
 )
 
 
@@ -42,9 +49,7 @@ Examples:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for figures and report."
 )
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Figures to FILE; - prints."
-)
+@json_option
 def compare(
     scenario: str,
     budgets: str | None,

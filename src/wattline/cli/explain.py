@@ -81,9 +81,7 @@ def _overview(recording: Recording, as_json: bool) -> None:
         return
     click.echo(f"{seen.policy}: {seen.ticks} decisions")
     for pool, codes in seen.codes.items():
-        shares = ", ".join(
-            f"{code} {count / seen.ticks:.0%}" for code, count in codes.most_common()
-        )
+        shares = ", ".join(f"{code} {count / seen.ticks:.0%}" for code, count in codes.items())
         click.echo(f"  {pool}: {shares}")
     click.echo(f"\n{len(seen.changes)} changes of reason or plan")
     for change in seen.changes:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -51,32 +56,53 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="wattline")
 def cli() -> None:
-    r"""Keep an LLM inference fleet inside a hard watt budget, and serve the most within it.
+    """Keep an LLM inference fleet inside a hard watt budget, and serve the most within it.
 
     \b
     Start here:
       wattline compare demo --out out/demo     several policies on the embedded default
       wattline simulate demo --out out/run     one run, recorded
       wattline explain out/run                 why it did what it did
-    """
+    """  # noqa: D301  # click wants the backspace itself
 
 
 def main() -> None:
-    """Run the command line; exit 0 ok, 1 failed, 2 usage or bad input, 3 would change."""
+    """Run the command line; exit 0 ok, 1 failed, 2 usage or bad input, 3 would change.
+
+    130 and 143 after an interrupt (Ctrl-C) and a request to end (SIGTERM), as shells have it.
+    """
+    signal.signal(signal.SIGTERM, _asked_to_end)
     try:
         cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
-        click.echo("wattline: interrupted", err=True)
-        sys.exit(130)
+    except click.UsageError as error:
+        path = "wattline" if error.ctx is None else error.ctx.command_path
+        message = error.format_message().replace("\n", " ")
+        _fail(f"{message} See `{path} --help`.", error.exit_code)
     except WattlineError as error:
-        click.echo(f"wattline: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing to report, nobody to report to.
-        sys.stderr.close()
-        sys.exit(1)
+        _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
+
+
+def _asked_to_end(number: int, frame: FrameType | None) -> None:
+    # As an exception, so that what is half-written is cleared away.
+    raise SystemExit(128 + number)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    """Say what went wrong in one line and end."""
+    click.echo(f"wattline: {message}", err=True)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        # A full disk: what cannot be written must not be tried again, and reported, at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_code)

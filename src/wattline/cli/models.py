@@ -11,7 +11,7 @@ import click
 
 @click.group()
 def models() -> None:
-    r"""Show GPU products, language models, and how both answer power caps.
+    """Show GPU products, language models, and how both answer power caps.
 
     \b
     Examples:
@@ -20,7 +20,7 @@ def models() -> None:
       wattline models show openai/gpt-oss-120b
       wattline models show ./my-model          a directory with a config.json
       wattline models cap-response             published against modelled
-    """
+    """  # noqa: D301  # click wants the backspace itself
 
 
 @models.command("list")

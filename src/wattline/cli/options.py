@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from wattline.core.errors import InputError
-from wattline.sim.files import write_text
+from wattline.sim.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from wattline.sim.experiment import Experiment
@@ -46,11 +46,33 @@ def traffic_options(command: F) -> F:
                 metavar="X|saturate",
                 help="Multiply the load; `saturate`: 1.1 x what the uncapped fleet can serve.",
             ),
-            click.option("--seed", type=int, help="Seed of everything random [scenario's own]."),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**53),
+                help="Seed of everything random [scenario's own].",
+            ),
         ]
     ):
         command = option(command)
     return command
+
+
+def _writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and str(path) != "-":
+        check_writable(path)
+    return path
+
+
+def json_option(command: F) -> F:
+    """Where figures go as JSON; a path that cannot be written is refused before the work."""
+    return click.option(
+        "--json",
+        "json_path",
+        type=click.Path(path_type=Path),
+        callback=_writable,
+        help="Figures to FILE; - prints.",
+        metavar="FILE",
+    )(command)
 
 
 def write_json(path: Path, document: object) -> None:

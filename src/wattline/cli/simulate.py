@@ -10,7 +10,13 @@ from typing import Any
 
 import click
 
-from wattline.cli.options import experiment_from, scenario_argument, traffic_options, write_json
+from wattline.cli.options import (
+    experiment_from,
+    json_option,
+    scenario_argument,
+    traffic_options,
+    write_json,
+)
 
 
 @click.command(
@@ -30,9 +36,7 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the recording, figures and the report; must not exist, or be an earlier run.",
 )
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Figures to FILE; - prints."
-)
+@json_option
 def simulate(
     scenario: str,
     policy: str,
@@ -48,10 +52,15 @@ def simulate(
     """
     from rich.console import Console
 
+    from wattline.core.errors import InputError
+    from wattline.sim.policies.registry import check_name
     from wattline.sim.report.terminal import progress, run_summary
     from wattline.sim.rundir import RunFolder
-    from wattline.sim.runs import Job, run
+    from wattline.sim.runs import HINDSIGHT, Job, run
 
+    check_name(policy)
+    if policy in HINDSIGHT:
+        raise InputError("--policy", policy, f"is a sweep: `wattline compare --policies {policy}`")
     experiment = experiment_from(scenario, **traffic)
     job = Job(policy, experiment.budget_w(budget))
     command = shlex.join(["wattline", *sys.argv[1:]])
@@ -68,4 +77,4 @@ def simulate(
         write_json(json_path, result)
     console.print(run_summary(finished))
     if out is not None:
-        console.print(f"Report: {out / 'report.html'}")
+        console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)

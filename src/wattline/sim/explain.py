@@ -16,7 +16,9 @@ from wattline.core.snapshot import Snapshot
 from wattline.sim.record import Recording, Tick
 
 _SETTING = re.compile(
-    r"^(?P<pool>[^=]+)=(?:(?P<replicas>\d+)x)?(?P<cap>\d+(?:\.\d+)?)W?(?:@(?P<clock>[01]?\.?\d+))?$"
+    r"(?P<pool>[^=]+)=(?:(?P<replicas>\d{1,9})x)?(?P<cap>\d{1,9}(?:\.\d{1,6})?)W?"
+    r"(?:@(?P<clock>[01]|[01]?\.\d{1,6}))?",
+    re.ASCII,
 )
 
 
@@ -37,7 +39,7 @@ class Overview:
 
     policy: str
     ticks: int
-    codes: dict[str, Counter[str]]
+    codes: dict[str, dict[str, int]]
     changes: tuple[Change, ...]
 
 
@@ -65,7 +67,8 @@ def overview(recording: Recording) -> Overview:
                     )
                 )
             last[reason.pool] = now
-    return Overview(recording.header.policy, ticks, codes, tuple(changes))
+    ranked = {name: dict(counted.most_common()) for name, counted in codes.items()}
+    return Overview(recording.header.policy, ticks, ranked, tuple(changes))
 
 
 def find_tick(recording: Recording, number: int) -> tuple[Tick, Tick | None]:
@@ -97,7 +100,7 @@ def parse_plans(text: str, fleet: Fleet, decision: Decision) -> tuple[PoolPlan, 
     names = [pool.name for pool in fleet.pools]
     plans = list(decision.plan)
     for part in text.split(","):
-        match = _SETTING.match(part.strip())
+        match = _SETTING.fullmatch(part.strip())
         if match is None:
             raise InputError(
                 "--why-not", part, "write POOL=WATTS, POOL=NxWATTS or POOL=WATTS@CLOCK"

@@ -17,19 +17,20 @@ from wattline.sim.experiment import Experiment
 from wattline.sim.report.html import write_report
 from wattline.sim.result import Run
 
-MARK = "results.json"
-"""Its presence says that a folder was made by us and may be replaced."""
+_ALWAYS = frozenset({"results.json", "report.html", "scenario.yaml"})
+"""A folder that holds all of these was made by us, and they may be replaced."""
+_OURS = _ALWAYS | {"recording.jsonl.gz"}
 
 
 class RunFolder:
     """Collects files beside the target and puts them there at the end, all or none.
 
-    A context manager; `path` None keeps nothing. A folder that holds anything but an earlier run is
-    refused before any work is done.
+    A context manager; `path` None keeps nothing. A folder that holds something, but not an earlier
+    run, is refused before any work is done; what others put beside an earlier run stays.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._target = path
+        self._target = None if path is None else path.resolve()
         self._work: Path | None = None
 
     @property
@@ -42,12 +43,9 @@ class RunFolder:
         if target is None:
             return self
         try:
-            if target.exists() and (
-                not target.is_dir() or (any(target.iterdir()) and not (target / MARK).exists())
-            ):
-                raise InputError(
-                    "--out", str(target), "exists and is not an earlier run: choose another folder"
-                )
+            held = {entry.name for entry in target.iterdir()} if target.exists() else set()
+            if held and not held >= _ALWAYS:
+                raise InputError("--out", str(target), "is not an earlier run: name a new folder")
             target.parent.mkdir(parents=True, exist_ok=True)
             self._work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         except OSError as error:
@@ -71,7 +69,9 @@ class RunFolder:
         )
         (work / "scenario.yaml").write_text(scenario_yaml, encoding="utf-8")
         results = {"runs": [asdict(run.result) for run in runs]}
-        (work / MARK).write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8")
+        (work / "results.json").write_text(
+            json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8"
+        )
         write_report(
             work / "report.html",
             title=f"{experiment.scenario.name}: {experiment.scenario.description}",
@@ -85,10 +85,23 @@ class RunFolder:
         work, target = self._work, self._target
         if work is None or target is None:
             return
-        if kind is not None:
+        try:
+            if kind is None:
+                self._publish(work, target)
+        finally:
             shutil.rmtree(work, ignore_errors=True)
+
+    @staticmethod
+    def _publish(work: Path, target: Path) -> None:
+        work.chmod(0o755)  # a temporary folder is made for its owner alone
+        if not target.exists():
+            work.rename(target)
             return
-        work.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        work.replace(target)
+        # Two renames: at any moment one whole run is there, under its name or beside it.
+        earlier = work.with_name(f"{work.name}.earlier")
+        target.rename(earlier)
+        work.rename(target)
+        for entry in earlier.iterdir():
+            if entry.name not in _OURS:
+                entry.rename(target / entry.name)
+        shutil.rmtree(earlier)

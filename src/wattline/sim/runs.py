@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+from wattline.core.errors import WattlineError
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Budget
 from wattline.sim.experiment import Experiment
@@ -123,6 +126,8 @@ _experiment: Experiment | None = None
 def _adopt(experiment: Experiment) -> None:
     global _experiment  # one experiment per worker process, sent once
     _experiment = experiment
+    # Ctrl-C reaches the whole process group; the parent is the one to answer it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_here(job: Job) -> Run:
@@ -148,6 +153,11 @@ def run_all(experiment: Experiment, jobs: Sequence[Job], workers: int) -> Iterat
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
+        except BrokenProcessPool as error:
+            raise WattlineError("a worker process was killed: try fewer --jobs") from error
         except BaseException:
+            # Not waiting for runs that nobody will read.
+            for worker in active_children():
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise

@@ -14,7 +14,7 @@ from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
 from wattline.sim.record import settings_from_json, snapshot_from_python
 
-_MOST_BYTES = 256 * 1024 * 1024
+_MOST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,11 @@ def read_plan_input(path: Path) -> PlanInput:
     InputError: file, field, value and remedy.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(str(path), f"{path.stat().st_size:,} bytes", "at most 256 MiB")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise InputError(str(path), "a larger file", f"at most {_MOST_BYTES >> 20} MiB")
+        text = content.decode("utf-8")
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), "give a readable file") from error
     except UnicodeDecodeError as error:
