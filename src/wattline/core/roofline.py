@@ -18,8 +18,8 @@ context, and the prompt tokens attending to S tokens in total:
                 counts over their mean), at most what one GPU alone would need
 
 `half` is the count of tokens at which a GEMM reaches half its best efficiency, which makes
-efficiency gemm_mfu * m / (m + half). touched = 1 - (1 - k/E)**n is the expected share of experts
-that n tokens reach when each picks k of E evenly.
+efficiency gemm_mfu * m / (m + half). touched = 1 - (1 - routing_evenness * k/E)**n is the expected
+share of experts that n tokens reach: each picks k of E, and tokens of one pass resemble each other.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ class EngineParams:
     one collective; link_efficiency: share of the link's bytes/s. ep_imbalance: work of the busiest
     GPU over the mean under expert parallelism. expert_bandwidth: as weight_bandwidth, for routed
     experts; expert_layer_overhead_s: of a layer with experts, beside layer_overhead_s;
-    expert_spread: scatter of touched experts over GPUs (0: even). quantised_efficiency: what 8-bit
-    weights reach of the efficiencies above. memory_utilisation: share of HBM that the engine may
-    use; reserved_bytes: of it, for activations and libraries.
+    expert_spread: scatter of touched experts over GPUs (0: even); routing_evenness: independent
+    picks of experts per pick made (1: tokens pick evenly). quantised_efficiency: what 8-bit weights
+    reach of the efficiencies above. memory_utilisation: share of HBM that the engine may use;
+    reserved_bytes: of it, for activations and libraries.
     """
 
     gemm_mfu: float = 0.72
@@ -94,6 +95,7 @@ class EngineParams:
     expert_bandwidth: float = 0.80
     expert_layer_overhead_s: float = 0.0
     expert_spread: float = 0.0
+    routing_evenness: float = 1.0
     quantised_efficiency: float = 1.0
     memory_utilisation: float = 0.90
     reserved_bytes: float = 4e9
@@ -253,7 +255,8 @@ class RooflineEngine:
     def _touched(self, tokens: int) -> float:
         model = self.model
         # Rounded because pow differs in the last bit between processors.
-        miss = (1.0 - model.experts_per_token / model.experts) ** tokens
+        picked = self.params.routing_evenness * model.experts_per_token / model.experts
+        miss = (1.0 - picked) ** tokens
         return round(1.0 - miss, 12)
 
     def _weight_precisions(self) -> tuple[str, str]:

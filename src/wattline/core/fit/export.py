@@ -17,7 +17,14 @@ from wattline.core.fit.serving import (
 from wattline.core.fit.workload import NODE_GPUS, PROMPT_TOKENS
 from wattline.core.fleet import GpuProduct
 
-_ENGINE_FIELDS = (*EFFICIENCIES, *OVERHEADS, *HALVES, "quantised_efficiency", "ep_imbalance")
+_ENGINE_FIELDS = (
+    *EFFICIENCIES,
+    *OVERHEADS,
+    *HALVES,
+    "quantised_efficiency",
+    "routing_evenness",
+    "ep_imbalance",
+)
 _RESPONSE_FIELDS = (
     "static_w",
     "compute_w",
@@ -25,6 +32,7 @@ _RESPONSE_FIELDS = (
     "memory_clocked",
     "idle_w",
     "stall",
+    "overlap",
 )
 
 

@@ -83,6 +83,8 @@ HALVES: Mapping[str, Belief] = {
 """Tokens at which a GEMM reaches half its best efficiency."""
 
 QUANTISED = Belief(0.75, 0.30, share=True)
+EVENNESS = Belief(0.75, 0.20, share=True)
+OVERLAP = Belief(0.70, 0.50, share=True)
 
 WATTS: Mapping[str, Belief] = {
     "base": Belief(0.25, 0.20, 0.20),
@@ -111,9 +113,13 @@ HBM_J_PER_BYTE = 32e-12
 """Joules per byte that HBM itself takes: 3.9 pJ per bit (O'Connor et al., Fine-Grained DRAM, MICRO
 2017, for HBM2), rounded up to 4 for the interface."""
 
-SCALE = 0.2
+_UNEVEN = 0.6
+"""Evenness at which the change of seconds with it is read off; between it and 1 it is linear to a
+few percent. Predictions do not use this approximation."""
+
+SCALE = 0.1
 """Relative error from which a row counts linearly, not quadratically."""
-WATTS_WEIGHT = 2.0
+WATTS_WEIGHT = 1.5
 """A relative error in watts counts this many times one in rate: watts scatter less."""
 PRIOR_STRENGTH = 6.0
 """A prior counts as this many runs: runs of one model are far from independent."""
@@ -127,14 +133,15 @@ _DIGITS = 4
 class ProductParams:
     """Everything fitted for one GPU product.
 
-    response_shares: static, stall + static ("base"), memory and compute watts over the default
-    limit. request_s and host_s by task. based_on: products whose measurements stand behind it.
+    base_share, memory_share, compute_share: watts over the default limit (see `WATTS`). request_s
+    and host_s by task. based_on: products whose measurements stand behind it.
     """
 
     engine: EngineParams
     base_share: float
     memory_share: float
     compute_share: float
+    overlap: float
     request_s: Mapping[str, float]
     host_s: Mapping[str, float]
     prompt_stall: float
@@ -162,6 +169,7 @@ class ProductParams:
             "memory_clocked": round(max(0.0, 1.0 - stream_w / memory_w), 6),
             "idle_w": round(static_w, 3),
             "stall": round((base_w - static_w) / compute_w, 6),
+            "overlap": self.overlap,
         }
         return CapResponse(**watts) if shape is None else replace(shape, **watts)
 
@@ -220,6 +228,8 @@ class _Layout:
             **OVERHEADS,
             **HALVES,
             "quantised": QUANTISED,
+            "evenness": EVENNESS,
+            "overlap": OVERLAP,
         }
         self.beliefs |= {f"watts {name}": belief for name, belief in WATTS.items()}
         self.beliefs |= {f"request {task}": belief for task, belief in REQUEST_S.items()}
@@ -249,9 +259,14 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Runs as columns. `seconds` is (runs, coefficients, 3 kinds, 2 passes) at parameters of 1."""
+    """Runs as columns.
+
+    `seconds` is (runs, coefficients, 3 kinds, 2 passes) at parameters of 1, `uneven` the change of
+    that per unit by which the evenness of routing falls short of 1.
+    """
 
     seconds: Vector
+    uneven: Vector
     quantised: Vector
     product: NDArray[np.int64]
     task: NDArray[np.int64]
@@ -260,7 +275,6 @@ class _Table:
     contention: Vector
     stalls: Vector
     batch: Vector
-    overlap: float
     log_rate: Vector
     log_share: Vector
     weight: Vector
@@ -330,10 +344,11 @@ def _model(layout: _Layout, table: _Table, theta: Vector) -> tuple[Vector, Vecto
     for name, efficiency in _DIVIDED_BY.items():
         factors[:, _COEFFICIENTS.index(name)] /= of(efficiency)
     factors /= eight_bit
-    seconds = np.einsum("rk,rkcp->rcp", factors, table.seconds)
+    short = (1.0 - of("evenness"))[:, None, None, None]
+    seconds = np.einsum("rk,rkcp->rcp", factors, table.seconds + short * table.uneven)
     compute, memory, other = seconds[:, 0], seconds[:, 1], seconds[:, 2]
-    passes = np.maximum(compute, memory) + other
-    passes += (1.0 - table.overlap) * np.minimum(compute, memory)
+    exposed = 1.0 - of("overlap")[:, None]
+    passes = np.maximum(compute, memory) + exposed * np.minimum(compute, memory) + other
     share = table.mixed_share * np.where(table.stalls > 0.0, of("prompt_stall"), 1.0)
 
     def mean(per_pass: Vector) -> Vector:
@@ -354,8 +369,10 @@ def _table(runs: Sequence[ServingRun], products: Sequence[str]) -> _Table:
     families = [run.family for run in runs]
     weight = np.array([families.count(family) ** -0.5 for family in families])
     mixes = [pass_mix(run) for run in runs]
+    even = np.array([_coefficients(run, 1.0) for run in runs])
     return _Table(
-        seconds=np.array([_coefficients(run) for run in runs]),
+        seconds=even,
+        uneven=(even - np.array([_coefficients(run, _UNEVEN) for run in runs])) / (_UNEVEN - 1.0),
         quantised=np.array([_quantised(run) for run in runs]),
         product=np.array([products.index(run.gpu.name) for run in runs]),
         task=np.array([_TASKS.index(run.known_task) for run in runs]),
@@ -364,19 +381,19 @@ def _table(runs: Sequence[ServingRun], products: Sequence[str]) -> _Table:
         contention=np.array([run.contention for run in runs]),
         stalls=np.array([float(run.dp > 1) for run in runs]),
         batch=np.array([run.batch for run in runs]),
-        overlap=_NO_WATTS.overlap,
         log_rate=np.log([run.rate or 1.0 for run in runs]),
         log_share=np.log([(run.watts or 1.0) / run.gpu.default_limit_w for run in runs]),
         weight=weight / weight.mean(),
     )
 
 
-def _coefficients(run: ServingRun) -> Vector:
+def _coefficients(run: ServingRun, evenness: float) -> Vector:
     """Seconds (coefficients, 3 kinds, 2 passes) with one parameter at 1 and the others off."""
     mix = pass_mix(run)
+    off = replace(_SWITCHED_OFF, routing_evenness=evenness)
 
     def seconds(**switched_on: float) -> Vector:
-        engine = engine_of(run, replace(_SWITCHED_OFF, **switched_on), _NO_WATTS)
+        engine = engine_of(run, replace(off, **switched_on), _NO_WATTS)
         return np.array([engine.time(mix.decode), engine.time(mix.mixed)]).T
 
     rows = []
@@ -414,6 +431,7 @@ def _product_params(
     engine = EngineParams(
         **{name: value(name) for name in _COEFFICIENTS},
         quantised_efficiency=value("quantised"),
+        routing_evenness=value("evenness"),
         ep_imbalance=1.0,
     )
     return ProductParams(
@@ -421,6 +439,7 @@ def _product_params(
         base_share=value("watts base"),
         memory_share=value("watts memory"),
         compute_share=value("watts compute"),
+        overlap=value("overlap"),
         request_s={task: value(f"request {task}") for task in _TASKS},
         host_s={task: value(f"host {task}") for task in _TASKS},
         prompt_stall=value("prompt_stall"),
