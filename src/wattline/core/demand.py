@@ -1,7 +1,7 @@
 """Demand of a deployment, from what its frontends counted.
 
 Windows of counts are added to sums that fade, so that nothing but a few numbers has to be
-remembered. The rate is the calm one (over a thousand requests, at most a minute), or the one in a
+remembered. The rate is the calm one (over some 500 requests, at most a minute), or the one in a
 burst (over seconds) less one standard deviation of its count, where that is larger. The plan stands
 on values in force, which follow what is seen only when it has left a band around them: noise then
 moves nothing.

@@ -25,15 +25,22 @@ from wattline.core.transition import Floats, GpuArrays
 # Clock ceilings offered when joules are to be saved, as fractions of the maximum clock. Below about
 # half of it, static power outweighs what a slower clock saves.
 _ENERGY_CLOCKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# Caps under a clock ceiling are so many steps apart.
+_COARSE = 4.0
 _TABLES = 4096
 # A backlog never makes a pool look slower than this share of its rate.
 _LEAST_SHARE = 0.2
 
 
 class Layout:
-    """What `settings` imply for every tick."""
+    """What `settings` imply for every tick.
 
-    def __init__(self, settings: Settings) -> None:
+    `besides`: settings per pool that are judged beside those that the decision offers.
+    """
+
+    def __init__(
+        self, settings: Settings, besides: Sequence[frozenset[Setting]] | None = None
+    ) -> None:
         self.settings = settings
         fleet = settings.fleet
         names = {deployment.name: index for index, deployment in enumerate(fleet.deployments)}
@@ -46,6 +53,11 @@ class Layout:
         self.products = tuple(products[pool.gpu] for pool in fleet.pools)
         grids = {name: _grid(product, settings) for name, product in products.items()}
         self.grids = tuple(grids[pool.gpu] for pool in fleet.pools)
+        if besides is not None:
+            self.grids = tuple(
+                (*grid, *sorted(extra.difference(grid), key=lambda s: (s.cap_w, s.clock)))
+                for grid, extra in zip(self.grids, besides, strict=True)
+            )
         self.parked_w: Floats = np.array([product.min_limit_w for product in self.products])
         self.gpus_per_replica = tuple(pool.gpus_per_replica for pool in fleet.pools)
         self.most_replicas = tuple(
@@ -118,11 +130,6 @@ class Layout:
 
 def _grid(product: GpuProduct, settings: Settings) -> tuple[Setting, ...]:
     """List the settings that GPUs of `product` may get: caps by clock ceilings."""
-    low, high = product.min_limit_w, product.max_limit_w
-    steps = int((high - low) / settings.cap_step_w + 1e-9)
-    caps = [round(low + step * settings.cap_step_w, 3) for step in range(steps + 1)]
-    if high - caps[-1] > 1e-6:
-        caps.append(high)
     offered = settings.clock_steps
     if offered is None:
         offered = _ENERGY_CLOCKS if settings.objective == "energy" else (1.0,)
@@ -130,7 +137,19 @@ def _grid(product: GpuProduct, settings: Settings) -> tuple[Setting, ...]:
     if product.min_clock_mhz is not None and product.max_clock_mhz:
         lowest = product.min_clock_mhz / product.max_clock_mhz
     clocks = [clock for clock in offered if clock >= lowest] or [1.0]
-    return tuple(Setting(cap, clock) for clock in clocks for cap in caps)
+    # Under a clock ceiling the cap is but a guarantee, for which coarse steps do.
+    return tuple(
+        Setting(cap_w, clock)
+        for clock in clocks
+        for cap_w in _caps(product, settings.cap_step_w * (1.0 if clock == 1.0 else _COARSE))
+    )
+
+
+def _caps(product: GpuProduct, step_w: float) -> list[float]:
+    """List power limits from the lowest to the largest, `step_w` apart, both ends included."""
+    low, high = product.min_limit_w, product.max_limit_w
+    caps = [round(low + step * step_w, 3) for step in range(int((high - low) / step_w + 1e-9) + 1)]
+    return caps if high - caps[-1] < 1e-6 else [*caps, high]
 
 
 def replica_speeds(gpus: GpuArrays, pools: int) -> tuple[tuple[float, ...], ...]:
