@@ -75,10 +75,18 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _show_model(name: str, as_json: bool) -> None:
-    from wattline.catalog.specs import model, model_file
+    from wattline.catalog.files import unknown_name
+    from wattline.catalog.products import gpu_names
+    from wattline.catalog.specs import model, model_file, model_names
     from wattline.core.errors import InputError
 
-    spec = model(name)
+    try:
+        spec = model(name)
+    except InputError as error:
+        if error.where != "model":  # a config.json that cannot be used
+            raise
+        names = (*gpu_names(), *model_names())
+        raise unknown_name("GPU product or model", name, names) from error
     try:
         file = model_file(name)
         source = file.config_source

@@ -75,6 +75,6 @@ def simulate(
     result = asdict(finished.result)
     if json_path is not None:
         write_json(json_path, result)
-    console.print(run_summary(finished))
+    console.print(run_summary(finished, width=console.width))
     if out is not None:
         console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)

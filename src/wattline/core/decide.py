@@ -14,6 +14,7 @@ from wattline.core.account import facts_of, reasons_of
 from wattline.core.allocate import allocate
 from wattline.core.decision import SCHEMA, Decision, PoolPlan
 from wattline.core.derive import Layout
+from wattline.core.fleet import Setting
 from wattline.core.problem import Allocation, DeploymentProblem
 from wattline.core.seen import Seen, check, problems, see
 from wattline.core.settings import Settings
@@ -55,12 +56,15 @@ def decide(snapshot: Snapshot, settings: Settings) -> Decision:
     return _finish(snapshot, layout, seen, faced, best, choice, replanned)
 
 
-def problems_of(snapshot: Snapshot, settings: Settings) -> tuple[list[DeploymentProblem], float]:
+def problems_of(
+    snapshot: Snapshot, settings: Settings, besides: Sequence[frozenset[Setting]]
+) -> tuple[list[DeploymentProblem], float]:
     """Give the allocation problem that `decide` faces in a tick, and the watts it may spend.
 
-    For judging other plans than the one that was taken.
+    For judging other plans than the one that was taken; `besides` holds, per pool, settings to
+    judge beside those that a decision offers.
     """
-    layout = layout_of(settings)
+    layout = Layout(settings, besides)
     check(snapshot, settings)
     seen = see(snapshot, layout)
     return problems(snapshot, layout, seen, replicas_too=False), seen.available_w

@@ -90,7 +90,24 @@ class Experiment:
         return (*self.trace.notes, *scaled)
 
     def budget_w(self, budget: str | None) -> float:
-        """Watts of `budget`: `N%` of the sum of maximum limits, watts, or the scenario's (None)."""
+        """Watts of `budget`: `N%` of the sum of maximum limits, watts, or the scenario's (None).
+
+        InputError if all GPUs at their lowest limits would book more.
+        """
+        budget_w = self._asked_w(budget)
+        lowest_w = sum(
+            pool.gpus * self.fleet.product_of(pool).min_limit_w for pool in self.fleet.pools
+        )
+        if lowest_w + self.guard_w(budget_w) > budget_w:
+            raise InputError(
+                "budget",
+                f"{budget_w:g} W",
+                f"{self.fleet.gpu_count} GPUs at their lowest limits and the guard take "
+                f"{lowest_w + self.guard_w(budget_w):,.0f} W: give more, or fewer GPUs",
+            )
+        return budget_w
+
+    def _asked_w(self, budget: str | None) -> float:
         max_limit_w = self.fleet.max_limit_w
         if budget is None:
             return first_budget_w(self.scenario, max_limit_w)

@@ -138,7 +138,23 @@ def why_not(snapshot: Snapshot, decision: Decision, settings: Settings, text: st
             raise InputError(
                 "--why-not", f"{pool.name}={plan.replicas}x", f"the pool has {pool.gpus} GPUs"
             )
-    problems, usable_w = problems_of(snapshot, settings)
+        product, cap_w = settings.fleet.product_of(pool), plan.setting.cap_w
+        if not product.min_limit_w <= cap_w <= product.max_limit_w:
+            raise InputError(
+                "--why-not",
+                f"{pool.name}={cap_w:g}",
+                f"limits of {product.name} are {product.min_limit_w:g} to "
+                f"{product.max_limit_w:g} W",
+            )
+        if not 0.1 <= plan.setting.clock <= 1.0:
+            raise InputError(
+                "--why-not", f"@{plan.setting.clock:g}", "a clock is a share from 0.1 to 1"
+            )
+    besides = [
+        frozenset((taken.setting, other.setting))
+        for taken, other in zip(decision.plan, plans, strict=True)
+    ]
+    problems, usable_w = problems_of(snapshot, settings, besides)
     deployments = [deployment.name for deployment in settings.fleet.deployments]
 
     def grouped(chosen: Sequence[PoolPlan]) -> list[list[PoolPlan]]:

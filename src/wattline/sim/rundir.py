@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import Self
 
 import yaml
 
-from wattline.core.errors import InputError
+from wattline.core.errors import InputError, WattlineError
 from wattline.sim.experiment import Experiment
 from wattline.sim.report.html import write_report
 from wattline.sim.result import Run
@@ -81,7 +82,9 @@ class RunFolder:
             command=command,
         )
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *rest: object
+    ) -> None:
         work, target = self._work, self._target
         if work is None or target is None:
             return
@@ -90,6 +93,8 @@ class RunFolder:
                 self._publish(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WattlineError(f"{target}: disk full: make room or name another folder")
 
     @staticmethod
     def _publish(work: Path, target: Path) -> None:
