@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wattline.catalog.measurements import Measurements
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_OBJECTS = ("fit", "cross_validation", "leave_one_gpu_out", "holdout")
+_OBJECTS = ("fit", "fit_of_engine_alone", "cross_validation", "leave_one_gpu_out", "holdout")
 
 
 @click.group()
@@ -34,12 +34,14 @@ def profile() -> None:
 )
 @click.option("--gpu", help="GPU product of kernel tables that do not name it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--markdown", is_flag=True, help="Print the tables of docs/concepts/fits.md.")
 def fit(
     data: tuple[Path, ...],
     holdout: tuple[Path, ...],
     out: Path | None,
     gpu: str | None,
     as_json: bool,
+    markdown: bool,
 ) -> None:
     r"""Fit to DATA: serving runs, single kernels, or both; CSV, plain or gzip.
 
@@ -61,12 +63,16 @@ def fit(
 
     tables = [read_measurements(path, gpu) for path in data]
     held = [read_measurements(path, gpu) for path in holdout]
-    with _Progress(as_json) as say:
+    with _Progress(as_json or markdown) as say:
         document, records = _evaluate(tables, held, say)
     if out is not None:
         _write(out, records)
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
+    elif markdown:
+        from wattline.cli.profile_page import tables_of
+
+        click.echo(tables_of(document), nl=False)
     else:
         _print(document)
 
@@ -147,7 +153,7 @@ def _print(document: dict[str, Any]) -> None:
             continue
         click.echo(f"{kind}: |relative error|, median / 90th percentile")
         _print_head("")
-        for name in _OBJECTS:
+        for name in (name for name in _OBJECTS if name in record):
             _print_line(name.replace("_", " "), record[name])
             if "long_kernels" in record[name]:
                 _print_line("  kernels > 0.3 ms", record[name]["long_kernels"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wattline.catalog import gpu, model
-from wattline.core.fit.serving import ProductParams
+from wattline.core.fit.parameters import ProductParams
 from wattline.core.fit.serving import ServingFit as Fit
 from wattline.core.fit.validation import model_family
 from wattline.core.fit.workload import ServingRun

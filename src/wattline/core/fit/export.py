@@ -6,14 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from wattline.core.fit.ops import OpFit
+from wattline.core.fit.parameters import EFFICIENCIES, HALVES, OVERHEADS, ProductParams
 from wattline.core.fit.report import ServingReport
-from wattline.core.fit.serving import (
-    EFFICIENCIES,
-    HALVES,
-    OVERHEADS,
-    ProductParams,
-    ServingFit,
-)
+from wattline.core.fit.serving import ServingFit
 from wattline.core.fit.workload import NODE_GPUS, PROMPT_TOKENS
 from wattline.core.fleet import GpuProduct
 
@@ -50,6 +45,7 @@ def fitted_records(
         "rows": serving.fit.runs,
         "fit": serving.fit_errors.record(),
         "cross_validation": serving.cross_errors.record(),
+        "fit_of_engine_alone": serving.alone_errors.record(),
     }
     return [_record(serving.fit, product, evidence) for product in products]
 

@@ -1,10 +1,10 @@
 """What `wattline profile fit` says: errors on the fit data, across folds and on a hold-out.
 
 A report of one kind of data has the objects `fit`, `cross_validation`, `leave_one_gpu_out` and
-`holdout`, each with `rows`, the four errors as fractions (None with a reason) and `groups`;
-op-level objects have `long_kernels` with the same keys, over kernels longer than 0.3 ms. All errors
-are of the same predictor that is returned; in the folds it is fitted anew without the rows that it
-is scored on.
+`holdout`, for serving also `fit_of_engine_alone` (without what lies around the engine's passes),
+each with `rows`, the four errors as fractions (None with a reason) and `groups`; op-level objects
+have `long_kernels` with the same keys, over kernels longer than 0.3 ms. All errors are of the same
+predictor that is returned; in the folds it is fitted anew without the rows that it is scored on.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class ServingReport:
     record: Record
     fit_errors: Errors
     cross_errors: Errors
+    alone_errors: Errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def serving_report(
     progress("fitting serving data")
     fit = fit_serving(usable)
     fitted = [_serving_prediction(fit, run) for run in usable]
+    alone = [_serving_prediction(fit, run, engine_alone=True) for run in usable]
     families = [run.family for run in usable]
     cross = _cross(usable, families, "family", progress)
     products = [run.gpu.name for run in usable]
@@ -86,9 +88,10 @@ def serving_report(
             "predicted_from": _serving_bases(fit, holdout),
             "shapes_guessed": sorted({run.name for run in holdout if not run.shape_known}),
         },
+        "fit_of_engine_alone": report(alone),
         "rows_without_targets": len(runs) - len(usable),
     }
-    return ServingReport(fit, record, errors_of(fitted), errors_of(cross))
+    return ServingReport(fit, record, errors_of(fitted), errors_of(cross), errors_of(alone))
 
 
 def op_report(
@@ -126,8 +129,10 @@ def op_report(
     return OpReport(fit, record)
 
 
-def _serving_prediction(fit: ServingFit, run: ServingRun) -> Prediction:
-    watts, rate = fit.predict(run)
+def _serving_prediction(
+    fit: ServingFit, run: ServingRun, *, engine_alone: bool = False
+) -> Prediction:
+    watts, rate = fit.predict(run, engine_alone=engine_alone)
     return Prediction(
         gpu=run.gpu.name,
         model=run.name,
