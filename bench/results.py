@@ -3,7 +3,7 @@
     python bench/results.py --azure FILE --mooncake FILE
     python bench/results.py ... --only safety,energy   # run these, show the rest if it is there
     python bench/results.py ... --cached               # run nothing: the page of what is there
-    python bench/results.py ... --short                # the mix shift for 40 minutes, not 2 hours
+    python bench/results.py ... --mix-s 1200           # two swings of the mix, not 2 hours
     python bench/results.py ... --quick                # short slices of everything, into out/
 
 Traces: github.com/Azure/AzurePublicDataset (2023, conversation) and github.com/kvcache-ai/Mooncake
@@ -46,7 +46,7 @@ COMPARE = "from wattline.cli.main import main; main()"
 def headlines(arguments: argparse.Namespace) -> list[Headline]:
     """The three scenarios under saturating load."""
     quick = arguments.quick
-    mix_until_s = 300.0 if quick else (MIX_PART_S if arguments.short else None)
+    mix_until_s = 300.0 if quick else arguments.mix_s
     mix = Setup(scenario="mix-shift-h200", load=SATURATE, until_s=mix_until_s)
     targets = TARGETS | {
         peer: dict.fromkeys(BUDGETS, 1.05) for peer in ("best-static", "dynamo-clamp-best")
@@ -72,7 +72,7 @@ def headlines(arguments: argparse.Namespace) -> list[Headline]:
             "mix-shift",
             "A mix that shifts: `mix-shift-h200`",
             mix,
-            sweep_until_s=None if mix_until_s else MIX_PART_S,
+            sweep_until_s=None if mix_until_s and mix_until_s <= MIX_PART_S else MIX_PART_S,
             targets=targets,
             **shared,
         ),
@@ -172,7 +172,7 @@ def introduction(sections: Sequence[Headline], arguments: argparse.Namespace) ->
         if section.setup is not None
         for product in prepared(section.setup).fleet.products
     )
-    short = " --short" if arguments.short else ""
+    short = f" --mix-s {arguments.mix_s:.0f}" if arguments.mix_s else ""
     return [
         "# Results",
         "",
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--mooncake", type=Path, metavar="FILE")
     parser.add_argument("--only", default="", metavar="NAME,...", help="run these sections only")
     parser.add_argument("--cached", action="store_true", help="run nothing")
-    parser.add_argument("--short", action="store_true", help="the mix shift for 2,400 s only")
+    parser.add_argument("--mix-s", type=float, help="the mix shift for its first SECONDS only")
     parser.add_argument("--quick", action="store_true", help="short slices, into out/")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()

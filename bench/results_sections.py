@@ -17,11 +17,15 @@ MOST_LOST = 0.005
 
 @dataclass(frozen=True)
 class EnergyCase:
-    """Traffic on which joules are compared, and the share of joules per token to be saved."""
+    """Traffic on which joules are compared, and the share of joules per token to be saved.
+
+    `budget` is 100 %, or "" where that is the scenario's own.
+    """
 
     title: str
     setup: Setup | None
-    goal: float | None
+    goal: float
+    budget: str = "100%"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Energy:
         for case in reversed(self.cases):
             if case.setup is not None:
                 for policy in self.policies:
-                    yield Cell(setup=case.setup, policy=policy, budget="100%")
+                    yield Cell(setup=case.setup, policy=policy, budget=case.budget)
 
     def page(self, store: Store) -> list[str]:
         """Joules per token and attainment of each, and what is saved."""
@@ -58,7 +62,7 @@ class Energy:
     def _case(self, store: Store, case: EnergyCase) -> list[str]:
         assert case.setup is not None
         found = {
-            policy: store.get(Cell(setup=case.setup, policy=policy, budget="100%"))
+            policy: store.get(Cell(setup=case.setup, policy=policy, budget=case.budget))
             for policy in self.policies
         }
         base, own = found[FEWEST], found[OWN]
@@ -89,7 +93,7 @@ class Energy:
         ]
         if base is not None:
             lines += [base["note"], ""]
-        if base is not None and own is not None and case.goal is not None:
+        if base is not None and own is not None:
             lines += [_judged(own["result"], base["result"], case.goal), ""]
         return lines
 
