@@ -25,6 +25,8 @@ _PRIOR_ANSWERS = 500.0
 # Bounds and steps of the spread of output lengths: between answers of almost one length and a tail
 # that few services have.
 _LEAST_SPREAD, _MOST_SPREAD, _SPREAD_STEP = 0.1, 3.0, 0.2
+# The standard error of a rate that rests on a handful of requests is not taken for more than this.
+_MOST_ERROR = 0.25
 # Rising demand moves the value in force from this relative change on.
 _UP_BAND = 0.02
 # A forecast from the past may ask for at most this many times what is seen.
@@ -38,8 +40,9 @@ class Demand:
     rate_rps: requests per second that the watts are planned for (seen; the oracle's truth over
     seconds). ahead_rps: that replicas are planned for (at least rate_rps; raised by the forecast).
     seen_rps: as estimated now. mix: the mean request in force. output_cv2: squared coefficient of
-    variation of output lengths, None if nothing shows it. outage: the reason why the metrics
-    cannot be used and everything is held, None in normal times.
+    variation of output lengths, None if nothing shows it. error: standard error of the rate as
+    a fraction of it. outage: the reason why the metrics cannot be used and everything is held, None
+    in normal times.
     """
 
     rate_rps: float
@@ -48,6 +51,7 @@ class Demand:
     mix: Mix
     outage: str | None
     output_cv2: float | None = None
+    error: float = 0.0
 
 
 def observe(
@@ -89,6 +93,7 @@ def observe(
         mix=mix,
         outage=outage,
         output_cv2=state.spread_in_force,
+        error=round(min(_MOST_ERROR, 1.0 / sqrt(max(1.0, state.calm_arrivals))), 2),
     )
 
 

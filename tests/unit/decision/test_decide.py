@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from wattline.core.decide import decide
 from wattline.core.decision import Decision, ReasonCode
+from wattline.core.engine import ForwardPass
 from wattline.core.errors import InputError
 from wattline.core.fleet import Role, Setting
 from wattline.core.mix import Mix
@@ -241,6 +242,17 @@ def test_energy_takes_fewer_watts_for_the_same_demand() -> None:
         site.rate_rps = 10.0
         booked.append(booked_w(site, run(site, 60)))
     assert booked[1] < 0.8 * booked[0]
+
+
+def test_energy_keeps_prefill_fast_enough_for_long_prompts() -> None:
+    site = make_site(objective="energy")
+    site.rate_rps = 1.0
+    prefill = run(site, 60).plan[0].setting
+    engine = site.settings.engines[0]
+    tokens = int(6 * site.mix.input_tokens)
+    spent = engine.cost(ForwardPass(prefill_tokens=tokens), prefill)
+    assert spent.duration_s <= site.fleet.deployments[0].slo.ttft_s
+    assert prefill.cap_w < 700.0
 
 
 def test_a_higher_priority_is_served_first() -> None:
