@@ -57,6 +57,10 @@ PRIOR_STRENGTH = 6.0
 """A prior counts as this many runs: runs of one model are far from independent."""
 
 _CAP_SHARPNESS = 12.0
+_CLOCK_EXPONENT = 2.0
+"""How sharply the limit cuts in, and the exponent of a whole pass's watts over its clock (between
+2.4 for arithmetic and 0 for what does not follow the clock): a smooth stand-in for
+`CapResponse.settle` while fitting."""
 _TASKS = tuple(REQUEST_S)
 _DIGITS = 4
 
@@ -242,7 +246,16 @@ def _model(layout: _Layout, table: _Table, theta: Vector) -> tuple[Vector, Vecto
     seconds = np.einsum("rk,rkcp->rcp", factors, table.seconds + short * table.uneven)
     compute, memory, other = seconds[:, 0], seconds[:, 1], seconds[:, 2]
     exposed = 1.0 - of("overlap")[:, None]
-    passes = np.maximum(compute, memory) + exposed * np.minimum(compute, memory) + other
+
+    def total(busy: Vector) -> Vector:
+        longer, shorter = np.maximum(busy, memory), np.minimum(busy, memory)
+        return np.asarray(longer + exposed * shorter + other)
+
+    base, passes = of("watts base"), total(compute)
+    wanted = of("watts memory")[:, None] * memory + of("watts compute")[:, None] * compute
+    wanted = base[:, None] + wanted / passes
+    over = (1.0 + wanted**_CAP_SHARPNESS) ** (1.0 / _CAP_SHARPNESS)
+    passes = total(compute * over ** (1.0 / _CLOCK_EXPONENT))
     share = table.mixed_share * np.where(table.stalls > 0.0, of("prompt_stall"), 1.0)
 
     def mean(per_pass: Vector) -> Vector:
@@ -251,12 +264,9 @@ def _model(layout: _Layout, table: _Table, theta: Vector) -> tuple[Vector, Vecto
     request = np.column_stack([of(f"request {task}") for task in _TASKS])
     host = np.column_stack([of(f"host {task}") for task in _TASKS])
     rows = np.arange(table.task.size)
-    step = mean(passes) + request[rows, table.task] * table.prompts
-    step = step + host[rows, table.task] * table.contention
-    watts = of("watts memory") * mean(memory) + of("watts compute") * mean(compute)
-    watts = of("watts base") + watts / step
-    capped = (watts**-_CAP_SHARPNESS + 1.0) ** (-1.0 / _CAP_SHARPNESS)
-    return np.log(step), np.log(capped)
+    around = request[rows, table.task] * table.prompts + host[rows, table.task] * table.contention
+    step = mean(passes) + around
+    return np.log(step), np.log((mean(passes * wanted / over) + base * around) / step)
 
 
 def _table(runs: Sequence[ServingRun], products: Sequence[str]) -> _Table:
@@ -266,7 +276,7 @@ def _table(runs: Sequence[ServingRun], products: Sequence[str]) -> _Table:
     even = np.array([_coefficients(run, 1.0) for run in runs])
     return _Table(
         seconds=even,
-        uneven=(even - np.array([_coefficients(run, _UNEVEN) for run in runs])) / (_UNEVEN - 1.0),
+        uneven=np.array([_uneven(run, seconds) for run, seconds in zip(runs, even, strict=True)]),
         quantised=np.array([_quantised(run) for run in runs]),
         product=np.array([products.index(run.gpu.name) for run in runs]),
         task=np.array([_TASKS.index(run.known_task) for run in runs]),
@@ -298,6 +308,13 @@ def _coefficients(run: ServingRun, evenness: float) -> Vector:
         else:
             rows.append(seconds(**{name: 1.0, divisor: 1.0}) - seconds(**{divisor: 1.0}))
     return np.array(rows)
+
+
+def _uneven(run: ServingRun, even: Vector) -> Vector:
+    """Change of `even`, the coefficients at even routing, per unit of evenness short of 1."""
+    if not run.model.is_moe:
+        return np.zeros_like(even)
+    return np.asarray((_coefficients(run, _UNEVEN) - even) / (1.0 - _UNEVEN))
 
 
 def _quantised(run: ServingRun) -> Vector:

@@ -13,7 +13,7 @@ Vector = NDArray[np.float64]
 _DIFFERENCE = 1e-5
 _LONGEST_STEP = 1.0
 _ATTEMPTS = 8
-_CONVERGED = 1e-7
+_CONVERGED = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
