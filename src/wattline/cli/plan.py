@@ -26,10 +26,12 @@ def plan(file: Path, as_json: bool) -> None:
     """
     from wattline.core.decide import decide
     from wattline.sim.record import decision_to_json
+    from wattline.sim.recorded_values import computable
     from wattline.sim.snapshot_file import read_plan_input
 
     given = read_plan_input(file)
-    decision = decide(given.snapshot, given.settings)
+    with computable(str(file)):
+        decision = decide(given.snapshot, given.settings)
     if as_json:
         click.echo(json.dumps(json.loads(decision_to_json(decision)), indent=2))
         return

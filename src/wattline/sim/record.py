@@ -26,6 +26,7 @@ from wattline.core.fleet import Fleet
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
 from wattline.core.state import State
+from wattline.sim.recorded_values import check_columns, check_fleet, check_numbers
 from wattline.sim.scenario_build import AnyEngine
 
 SCHEMA = "wattline.recording/1"
@@ -66,6 +67,7 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
 def settings_from_json(document: dict[str, Any], where: str) -> Settings:
     """The inverse of `settings_to_json`; unknown or missing keys are refused."""
     known = {field.name: field for field in fields(Settings)}
+    check_numbers(document, f"{where}: settings")
     for key in document:
         if key not in known:
             raise InputError(f"{where}: settings.{key}", document[key], "unknown setting")
@@ -74,10 +76,11 @@ def settings_from_json(document: dict[str, Any], where: str) -> Settings:
     for name, value in document.items():
         adapter: TypeAdapter[Any] = TypeAdapter(hints[name])
         values[name] = validated(adapter, value, f"{where}: settings.{name}")
-    try:
-        return Settings(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: settings", sorted(document), str(error)) from error
+    for key in ("fleet", "engines"):
+        if key not in values:
+            raise InputError(f"{where}: settings.{key}", "missing", "this key is required")
+    check_fleet(values["fleet"], f"{where}: settings.fleet")
+    return Settings(**values)
 
 
 def _settings_types() -> dict[str, Any]:
@@ -118,6 +121,7 @@ def snapshot_from_json(text: bytes | str, where: str) -> Snapshot:
 
 def snapshot_from_python(value: Any, where: str) -> Snapshot:
     """A snapshot from plain JSON values."""
+    check_numbers(value, where)
     try:
         # By way of JSON text, so that lists become tuples under the same rules as in a recording.
         text = json.dumps(value, allow_nan=False)
@@ -131,6 +135,7 @@ def _checked(snapshot: Snapshot, where: str) -> Snapshot:
         raise InputError(
             f"{where}: schema", snapshot.schema, f"this version reads {snapshot_module.SCHEMA}"
         )
+    check_columns(snapshot, where)
     return snapshot
 
 

@@ -10,6 +10,7 @@ from wattline.core.fleet import Role
 from wattline.sim.policies.context import PolicyContext
 from wattline.sim.policies.registry import StartingPolicy, build
 from wattline.sim.record import Header, Recording, decision_to_json
+from wattline.sim.recorded_values import computable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ def replay(recording: Recording, progress: Callable[[float], None] | None = None
     policy = recorded_policy(recording.header, str(recording.path))
     count = 0
     for tick in recording.ticks():
-        again = decision_to_json(policy.decide(tick.snapshot))
+        with computable(f"{recording.path}:{tick.line}"):
+            again = decision_to_json(policy.decide(tick.snapshot))
         if again != tick.decision_json:
             return Replay(
                 count, _difference(tick.snapshot.tick, tick.line, tick.decision_json, again)
