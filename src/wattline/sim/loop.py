@@ -13,18 +13,15 @@ from dataclasses import replace
 import numpy as np
 
 from wattline.core import snapshot as snapshot_module
-from wattline.core.admit import InForce, admission
 from wattline.core.decision import Decision, PoolPlan
-from wattline.core.fleet import Setting
 from wattline.core.snapshot import Budget, GpuTable, Phase, PoolView, Snapshot
 from wattline.core.state import State
-from wattline.grants.ledger import GpuLimits, Grant, Ledger
+from wattline.sim.actuation import Actuation
+from wattline.sim.admission import AdmissionControl, first_gpus
 from wattline.sim.draw import DrawMeter
 from wattline.sim.experiment import Experiment
 from wattline.sim.exposure import ExposureMeter
 from wattline.sim.injector import Injector
-from wattline.sim.mixes import RunningMix
-from wattline.sim.node import Node, Order
 from wattline.sim.outcome import run_result
 from wattline.sim.plant.plant import Plant, PoolCounters
 from wattline.sim.policies.registry import StartingPolicy
@@ -38,12 +35,8 @@ TICK_S = 1.0
 """Nodes report, and policies may decide, once a second."""
 DELIVERY_S = 0.1
 """From a decision to the write of a limit: API write, watch, NVML call (assumed, cautious)."""
-RESEND_TICKS = 2
-"""A grant that no report confirms is sent again after so many ticks."""
 REPAIR_S = 5.0
 """Stated time to detect and repair what outside events do to enforced limits."""
-ADMISSION_STEP_W = 10.0
-"""Caps in force are rounded to this step when admission thresholds follow them."""
 FUTURE_STEP_S = 2.0
 FUTURE_STEPS = 90
 """What an oracle sees: arrivals ahead, in steps; long enough for the slowest start-up."""
@@ -83,20 +76,20 @@ class ClosedLoop:
             config=experiment.plant_config,
             initial=self._plan,
         )
-        self._first_gpu = [
-            sum(pool.gpus for pool in fleet.pools[:index]) for index in range(len(fleet.pools))
-        ]
+        self._first_gpu = first_gpus(fleet)
         self._columns = self._plant.gpu_columns()
         self._meter = ExposureMeter(
             budget_w=budget_w, enforced_w=sum(self._columns.enforced_w), repair_s=REPAIR_S
         )
-        self._ledger = self._new_ledger()
-        self._nodes = self._new_nodes()
-        self._orders: list[Order] = []
-        self._writes: list[tuple[int, float, float]] = []
-        self._clock_sent = list(self._columns.clock)
-        self._granted_w = list(self._columns.enforced_w)
-        self._unconfirmed: dict[int, int] = {}
+        self.actuation = Actuation(
+            plant=self._plant,
+            fleet=fleet,
+            budget=self._budget,
+            meter=self._meter,
+            columns=lambda: self._columns,
+            uses_ledger=policy.uses_ledger,
+        )
+        self._admission = AdmissionControl(self._plant, experiment.settings)
         self._telemetry = Telemetry(
             delay_s=experiment.scenario.telemetry.delay_s,
             power_noise=experiment.scenario.telemetry.power_noise,
@@ -111,52 +104,19 @@ class ClosedLoop:
             fleet=fleet,
             gpus_per_node=experiment.plant_config.gpus_per_node,
             plant=self._plant,
-            nodes=self._nodes,
+            nodes=self.actuation.nodes,
             telemetry=self._telemetry,
             meter=self._meter,
             events=self._series.events,
         )
-        self._mixes = [RunningMix(mix) for mix in experiment.settings.expected]
-        self._admission_key: object = None
         self._state: State | None = None
         self._tick = 0
         self._next_decision_s = 0.0
         self._seen_changes = 0
-        self.cap_writes = 0
-        self.cap_reversals = 0
         self.replica_changes = 0
         self.peak_booked_w = 0.0
-        self._last_move = [0] * fleet.gpu_count
         self._reason_codes: dict[int, str] = {}
         self.draw = DrawMeter(experiment.plant_config.sample_s)
-
-    # Set-up
-
-    def _new_ledger(self) -> Ledger:
-        limits = [
-            GpuLimits(product.min_limit_w, product.max_limit_w, product.settle_s)
-            for pool in self._fleet.pools
-            for product in (self._fleet.product_of(pool),)
-            for _ in range(pool.gpus)
-        ]
-        return Ledger(limits, self._budget.total_w, self._budget.guard_w)
-
-    def _new_nodes(self) -> list[Node]:
-        members: list[list[int]] = [[] for _ in range(max(self._columns.node) + 1)]
-        for gpu, node in enumerate(self._columns.node):
-            members[node].append(gpu)
-        return [
-            Node(
-                gpus,
-                write=self._write,
-                read=self._read,
-                on_repair=lambda gpu: self._meter.mended(self._plant.now_s, gpu),
-                epoch=self._ledger.epoch,
-                initial_w=[self._columns.enforced_w[gpu] for gpu in gpus],
-                initial_clock=[self._columns.clock[gpu] for gpu in gpus],
-            )
-            for gpus in members
-        ]
 
     def _future_rps(self) -> Callable[[int, float], tuple[float, ...]]:
         trace = self.experiment.trace
@@ -218,16 +178,17 @@ class ClosedLoop:
         now_s = self._plant.now_s
         self._apply_budget_changes(now_s)
         self._columns = replace(self._columns, enforced_w=self._plant.enforced_w())
-        self._collect_reports(now_s)
+        self.actuation.collect_reports(now_s)
         # After the nodes have read back: what happens now is found in the next tick, not at once.
         self._injector.advance(now_s)
         if now_s + 1e-9 >= self._next_decision_s:
             self._next_decision_s = now_s + self._policy.interval_s
             self._decide(now_s, self._telemetry.see(now_s))
-        self._resend(now_s)
-        self._update_admission()
+        self.actuation.resend(self._tick)
+        self._admission.update(self._columns, self._plan)
         self._run_plant(min(now_s + DELIVERY_S, end_s))
-        self._deliver()
+        self.actuation.deliver()
+        self._take_enforced_changes()
         tick_end_s = min(round((self._tick + 1) * TICK_S, 9), end_s)
         self._run_plant(tick_end_s)
         self._tick += 1
@@ -265,7 +226,7 @@ class ClosedLoop:
             guard_w=self.experiment.guard_w(change.total_w),
             version=self._budget.version + 1,
         )
-        self._ledger.set_budget(self._budget.total_w, self._budget.guard_w, now_s)
+        self.actuation.set_budget(self._budget, now_s)
         self._series.events.append(
             RunEvent(
                 time_s=now_s,
@@ -273,49 +234,6 @@ class ClosedLoop:
                 text=f"budget {change.cause}: {change.total_w:,.0f} W",
             )
         )
-
-    # Nodes
-
-    def _read(self, gpu: int) -> float | None:
-        if self._columns.phase[gpu] is Phase.LOST:
-            return None
-        return self._columns.enforced_w[gpu]
-
-    def _write(self, gpu: int, watts: float, clock: float) -> float:
-        self.cap_writes += 1
-        enforced_w = self._plant.write_limit(gpu, watts, clock)
-        self._columns.enforced_w[gpu] = enforced_w
-        return enforced_w
-
-    def _collect_reports(self, now_s: float) -> None:
-        if not self._policy.uses_ledger:
-            return
-        for node in self._nodes:
-            node.read_back(now_s)
-            for report in node.reports(now_s):
-                self._ledger.on_report(report, now_s)
-        self._ledger.advance(now_s)
-
-    def _resend(self, now_s: float) -> None:
-        for gpu, sent_tick in list(self._unconfirmed.items()):
-            if self._ledger.acted_on_newest(gpu):
-                del self._unconfirmed[gpu]
-            elif self._tick - sent_tick >= RESEND_TICKS:
-                grant = self._ledger.newest_grant(gpu)
-                assert grant is not None
-                self._unconfirmed[gpu] = self._tick
-                self._orders.append(Order(grant, self._clock_sent[gpu]))
-
-    def _deliver(self) -> None:
-        for order in self._orders:
-            self._nodes[self._columns.node[order.grant.gpu]].deliver(order, self._plant.now_s)
-        self._orders.clear()
-        for gpu, watts, clock in self._writes:
-            if self._columns.phase[gpu] is not Phase.LOST:
-                self._write(gpu, watts, clock)
-                self._meter.mended(self._plant.now_s, gpu)
-        self._writes.clear()
-        self._take_enforced_changes()
 
     # Decision
 
@@ -327,14 +245,16 @@ class ClosedLoop:
         self._note_plan(now_s, decision)
         self._state = decision.next_state
         self._plan = decision.plan
-        self._act(now_s, decision)
+        self.actuation.act(decision.caps, now_s, self._tick)
+        for step in decision.replicas:
+            if step.change > 0:
+                self.replica_changes += self._plant.start_replicas(step.pool, step.change)
+            elif step.change < 0:
+                self.replica_changes += self._plant.stop_replicas(step.pool, -step.change)
 
     def _snapshot(self, now_s: float, seen: Seen) -> Snapshot:
         columns = self._columns
-        ledger = self._policy.uses_ledger
-        booked = self._ledger.booked_column_w() if ledger else tuple(columns.enforced_w)
-        self.peak_booked_w = max(self.peak_booked_w, round(sum(booked), 3))
-        silent = [node.silent for node in self._nodes]
+        silent = [node.silent for node in self.actuation.nodes]
         return Snapshot(
             schema=snapshot_module.SCHEMA,
             tick=self._tick,
@@ -351,10 +271,10 @@ class ClosedLoop:
                         columns.enforced_w, columns.phase, columns.node, strict=True
                     )
                 ),
-                granted_w=tuple(self._granted_w),
-                booked_w=booked,
+                granted_w=tuple(self.actuation.granted_w),
+                booked_w=self.actuation.booked_w(),
                 draw_w=seen.draw_w,
-                clock=tuple(self._clock_sent),
+                clock=tuple(self.actuation.clock_sent),
                 derate=tuple(columns.derate),
             ),
             pools=tuple(
@@ -391,80 +311,6 @@ class ClosedLoop:
                     RunEvent(time_s=now_s, kind="plan", text=f"{name}: {reason.sentence}")
                 )
 
-    def _act(self, now_s: float, decision: Decision) -> None:
-        caps = decision.caps
-        # Lowers first, so that what they free is never waited for within one decision.
-        for gpu, cap_w, clock in sorted(
-            zip(caps.gpu, caps.cap_w, caps.clock, strict=True),
-            key=lambda step: step[1] > self._granted_w[step[0]],
-        ):
-            if not self._policy.uses_ledger:
-                self._moved(gpu, cap_w)
-                self._writes.append((gpu, cap_w, clock))
-                self._clock_sent[gpu] = clock
-                continue
-            answer = self._ledger.grant(gpu, cap_w, now_s)
-            if isinstance(answer, Grant):
-                self._moved(gpu, cap_w)
-                self._orders.append(Order(answer, clock))
-                self._clock_sent[gpu] = clock
-                self._unconfirmed[gpu] = self._tick
-        for step in decision.replicas:
-            if step.change > 0:
-                self.replica_changes += self._plant.start_replicas(step.pool, step.change)
-            elif step.change < 0:
-                self.replica_changes += self._plant.stop_replicas(step.pool, -step.change)
-
-    def _moved(self, gpu: int, cap_w: float) -> None:
-        """Count a change of direction of a GPU's cap."""
-        before_w = self._granted_w[gpu]
-        move = (cap_w > before_w) - (cap_w < before_w)
-        if move and self._last_move[gpu] == -move:
-            self.cap_reversals += 1
-        self._last_move[gpu] = move or self._last_move[gpu]
-        self._granted_w[gpu] = cap_w
-
-    def _update_admission(self) -> None:
-        """Set thresholds that follow the caps and replicas in force, the same way for everyone."""
-        counters = [self._plant.pool_view(index) for index in range(len(self._fleet.pools))]
-        in_force = tuple(
-            InForce(count.ready, setting)
-            for count, setting in zip(counters, self._settings_in_force(), strict=True)
-        )
-        mixes = tuple(mix.current for mix in self._mixes)
-        if (in_force, mixes) == self._admission_key:
-            return
-        self._admission_key = (in_force, mixes)
-        for index, deployment in enumerate(self._fleet.deployments):
-            self._plant.set_admission(
-                index,
-                admission(
-                    index,
-                    fleet=self._fleet,
-                    engines=self.experiment.settings.engines,
-                    pools=in_force,
-                    mix=mixes[index],
-                    slo=deployment.slo,
-                ),
-            )
-
-    def _settings_in_force(self) -> list[Setting]:
-        """Mean cap and clock of each pool's ready GPUs, in whole steps; its plan's if none is."""
-        settings = []
-        for index, first in enumerate(self._first_gpu):
-            ready = [
-                gpu
-                for gpu in range(first, first + self._fleet.pools[index].gpus)
-                if self._columns.phase[gpu] is Phase.READY
-            ]
-            if not ready:
-                settings.append(self._plan[index].setting)
-                continue
-            cap_w = sum(self._columns.enforced_w[gpu] for gpu in ready) / len(ready)
-            clock = min(self._columns.clock[gpu] for gpu in ready)
-            settings.append(Setting(ADMISSION_STEP_W * round(cap_w / ADMISSION_STEP_W), clock))
-        return settings
-
     # Measurement
 
     def _measure(self) -> None:
@@ -474,8 +320,7 @@ class ClosedLoop:
         counters = tuple(
             self._plant.demand_view(index) for index in range(len(self._fleet.deployments))
         )
-        for mix, counter in zip(self._mixes, counters, strict=True):
-            mix.add(counter)
+        self._admission.count(counters)
         pools = [self._plant.pool_view(index) for index in range(len(self._fleet.pools))]
         draw_w = self._columns.draw_w
         self._telemetry.add(
@@ -512,9 +357,7 @@ class ClosedLoop:
                     queue_tokens=pool.queued_prefill_tokens,
                 )
             )
-        booked_w = (
-            self._ledger.total_booked_w if self._policy.uses_ledger else sum(columns.enforced_w)
-        )
+        booked_w = round(sum(self.actuation.booked_w()), 3)
         self.peak_booked_w = max(self.peak_booked_w, booked_w)
         self._series.add(
             TickPower(

@@ -7,8 +7,9 @@ from math import exp, log
 from wattline.core.mix import Mix
 from wattline.sim.plant.outcomes import DemandCounters
 
-_MEMORY_REQUESTS = 500.0
-"""Requests that the running means remember."""
+_MEMORY_REQUESTS = 3000.0
+"""Requests that the running means remember: far more than are in flight, because answers that end
+while the load rises are the short ones."""
 _STEP = log(1.05)
 """Means move in steps of 5 %, so that thresholds change seldom."""
 

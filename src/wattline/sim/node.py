@@ -89,8 +89,15 @@ class Node:
             held.since_s = now_s
             held.enforced_w = enforced_w
 
-    def read_back(self, now_s: float) -> None:
-        """Compare what is enforced with what is held; repair, with back-off, what lies above."""
+    def report_and_repair(self, now_s: float) -> list[Report]:
+        """Read back and report every GPU that answers, as found; then repair what differs.
+
+        A silent node does none of it. Repairs of one GPU are spaced ever wider apart.
+        """
+        if self.silent:
+            return []
+        self._report_sequence += 1
+        reports = []
         for held in self._held:
             enforced_w = self._read(held.gpu)
             if enforced_w is None:
@@ -98,29 +105,26 @@ class Node:
             if enforced_w != held.enforced_w:
                 held.since_s = now_s
                 held.enforced_w = enforced_w
+            reports.append(self._report(held, now_s))
             if enforced_w == held.watts:
                 if now_s >= held.next_repair_s + held.backoff_s:
                     held.backoff_s = 0.0
-            elif not self.silent and now_s >= held.next_repair_s:
-                self._enforce(held, now_s)
-                held.backoff_s = min(_LONGEST_BACKOFF_S, max(_FIRST_BACKOFF_S, 2 * held.backoff_s))
-                held.next_repair_s = now_s + held.backoff_s
-                self._on_repair(held.gpu)
+            elif now_s >= held.next_repair_s:
+                self._repair(held, now_s)
+        return reports
 
-    def reports(self, now_s: float) -> list[Report]:
-        """One report per GPU that answers; none while the node is silent."""
-        if self.silent:
-            return []
-        self._report_sequence += 1
-        return [
-            Report(
-                gpu=held.gpu,
-                epoch=held.epoch,
-                sequence=held.sequence,
-                report_sequence=self._report_sequence,
-                enforced_w=held.enforced_w,
-                standing_s=now_s - held.since_s,
-            )
-            for held in self._held
-            if self._read(held.gpu) is not None
-        ]
+    def _report(self, held: _Held, now_s: float) -> Report:
+        return Report(
+            gpu=held.gpu,
+            epoch=held.epoch,
+            sequence=held.sequence,
+            report_sequence=self._report_sequence,
+            enforced_w=held.enforced_w,
+            standing_s=now_s - held.since_s,
+        )
+
+    def _repair(self, held: _Held, now_s: float) -> None:
+        self._enforce(held, now_s)
+        held.backoff_s = min(_LONGEST_BACKOFF_S, max(_FIRST_BACKOFF_S, 2 * held.backoff_s))
+        held.next_repair_s = now_s + held.backoff_s
+        self._on_repair(held.gpu)

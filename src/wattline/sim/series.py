@@ -79,13 +79,19 @@ class SeriesBuilder:
         power = np.asarray(self._power)
         pools = np.asarray(self._pools)
         means = _grouped_mean(power, starts)
+        # Of each group the tick on which least was left of the budget, so that thinning can neither
+        # hide a crossing nor draw one that never was.
+        over_w = power[:, 2] - power[:, 0]
+        tightest = [
+            first + int(np.argmax(over_w[first : first + group])) for first in starts.tolist()
+        ]
         pool_means = _grouped_mean(pools, starts)
         return RunSeries(
             step_s=step_s,
             time_s=[round(step * step_s, 6) for step in range(steps)],
-            budget_w=_watts(np.minimum.reduceat(power[:, 0], starts)),
-            booked_w=_watts(np.maximum.reduceat(power[:, 1], starts)),
-            enforced_w=_watts(np.maximum.reduceat(power[:, 2], starts)),
+            budget_w=_watts(power[tightest, 0]),
+            booked_w=_watts(power[tightest, 1]),
+            enforced_w=_watts(power[tightest, 2]),
             draw_w=_watts(means[:, 3]),
             draw_peak_1s_w=_watts(np.maximum.reduceat(power[:, 4], starts)),
             pools=[

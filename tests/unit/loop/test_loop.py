@@ -19,7 +19,7 @@ def without_wall(result: RunResult) -> dict[str, object]:
 @pytest.mark.parametrize("policy", names())
 def test_every_policy_accounts_for_every_request(policy: str) -> None:
     ready = small()
-    finished = run(ready, jobs_for(ready, policy, ready.budget_w(None))[0])
+    finished = run(ready, jobs_for(ready, policy, ready.budget_w("80%"))[0])
     result = finished.result
     assert result.requests == len(ready.trace)
     assert result.completed + result.rejected + result.unfinished == result.requests

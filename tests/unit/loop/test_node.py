@@ -52,10 +52,10 @@ def test_reports_what_is_enforced_and_how_long_it_has_stood() -> None:
     hardware = Hardware()
     node = hardware.node()
     node.deliver(order(0, 1, 400.0), 10.0)
-    first, second = node.reports(12.5)
+    first, second = node.report_and_repair(12.5)
     assert (first.sequence, first.enforced_w, first.standing_s) == (1, 400.0, 2.5)
     assert (second.sequence, second.enforced_w) == (0, 500.0)
-    assert node.reports(13.0)[0].report_sequence > first.report_sequence
+    assert node.report_and_repair(13.0)[0].report_sequence > first.report_sequence
 
 
 def test_a_clamped_write_is_reported_as_found() -> None:
@@ -63,7 +63,7 @@ def test_a_clamped_write_is_reported_as_found() -> None:
     hardware.floor_w = 450.0
     node = hardware.node()
     node.deliver(order(0, 1, 300.0), 1.0)
-    assert node.reports(1.0)[0].enforced_w == 450.0
+    assert node.report_and_repair(1.0)[0].enforced_w == 450.0
 
 
 def test_silent_neither_hears_nor_speaks_nor_repairs() -> None:
@@ -72,9 +72,18 @@ def test_silent_neither_hears_nor_speaks_nor_repairs() -> None:
     node.silent = True
     node.deliver(order(0, 1, 300.0), 1.0)
     hardware.enforced_w[1] = 700.0
-    node.read_back(2.0)
+    assert node.report_and_repair(2.0) == []
     assert hardware.writes == []
-    assert node.reports(2.0) == []
+
+
+def test_a_rival_is_reported_as_found_before_it_is_repaired() -> None:
+    hardware = Hardware()
+    node = hardware.node()
+    hardware.enforced_w[0] = 700.0
+    assert node.report_and_repair(1.0)[0].enforced_w == 700.0
+    assert hardware.enforced_w[0] == 500.0
+    found = node.report_and_repair(2.0)[0]
+    assert (found.enforced_w, found.standing_s) == (500.0, 1.0)
 
 
 def test_a_rival_is_repaired_at_once_and_then_with_growing_pauses() -> None:
@@ -84,7 +93,7 @@ def test_a_rival_is_repaired_at_once_and_then_with_growing_pauses() -> None:
     for second in range(200):
         hardware.enforced_w[0] = 700.0  # the rival writes every second
         before = len(hardware.repaired)
-        node.read_back(float(second))
+        node.report_and_repair(float(second))
         if len(hardware.repaired) > before:
             repairs.append(second)
     assert repairs[0] == 0
@@ -99,11 +108,11 @@ def test_the_pause_is_forgotten_after_peace() -> None:
     node = hardware.node()
     for second in (0, 1, 3):
         hardware.enforced_w[0] = 700.0
-        node.read_back(float(second))
+        node.report_and_repair(float(second))
     for second in range(4, 60):
-        node.read_back(float(second))
+        node.report_and_repair(float(second))
     hardware.enforced_w[0] = 700.0
-    node.read_back(60.0)
+    node.report_and_repair(60.0)
     assert hardware.enforced_w[0] == 500.0
 
 
@@ -111,5 +120,4 @@ def test_a_lost_gpu_is_not_reported() -> None:
     hardware = Hardware()
     node = hardware.node()
     hardware.enforced_w[1] = None
-    node.read_back(1.0)
-    assert [report.gpu for report in node.reports(1.0)] == [0]
+    assert [report.gpu for report in node.report_and_repair(1.0)] == [0]
