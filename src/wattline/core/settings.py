@@ -52,7 +52,8 @@ class Settings:
         cap_deadband_w: smaller changes of a cap are left alone unless needed to fit.
         min_gain, urgent_gain: relative gain in requests served (or watts saved) from which a change
         is worth making, and is worth making at once. spare_gain: the same for capacity that no
-        demand asks for.
+        demand asks for, and spare_enough: capacity over what is to be provided from which more is
+        not worth a change.
         repair_s: how often limits that differ from their grants are granted anew.
     """
 
@@ -82,6 +83,7 @@ class Settings:
     min_gain: float = 0.02
     urgent_gain: float = 0.1
     spare_gain: float = 0.05
+    spare_enough: float = 1.25
     repair_s: float = 5.0
 
     def __post_init__(self) -> None:

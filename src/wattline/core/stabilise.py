@@ -106,7 +106,8 @@ def _worth(
     if s.objective == "energy":
         saves = old_draw - new_draw > s.min_gain * old_draw and gain > -s.min_gain * old_value
         return Change.SAVES_ENERGY if saves else Change.NONE
-    more = new_rate - old_rate > s.spare_gain * old_rate and gain >= 0.0
+    thin = old_rate < s.spare_enough * target
+    more = thin and new_rate - old_rate > s.spare_gain * old_rate and gain >= 0.0
     return Change.MORE_CAPACITY if more else Change.NONE
 
 
