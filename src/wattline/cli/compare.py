@@ -30,7 +30,7 @@ DEFAULT_POLICIES = (
 Examples:
   wattline compare demo --out out/demo
   wattline compare azure-conv-h200 --trace conv.csv --scale-load saturate \\
-      --budgets 60%,70%,80%,100% --policies wattline,dynamo-clamp,uniform-cap,oracle --out out/azure
+      --budgets 60%,80%,100% --policies wattline,dynamo-clamp,oracle --out out/azure
 """
 )
 @scenario_argument

@@ -45,21 +45,23 @@ def explain(
     """
     from wattline.sim.explain import find_tick, last_tick
     from wattline.sim.record import Recording
+    from wattline.sim.recorded_values import computable
 
     recording = Recording(run)
-    if tick is None and why_not is None and not snapshot:
-        _overview(recording, as_json)
-        return
-    if tick is None:
-        found, before = last_tick(recording), None
-    else:
-        found, before = find_tick(recording, tick)
-    if snapshot:
-        _snapshot(recording, found)
-    elif why_not is not None:
-        _why_not(recording, found, why_not, as_json)
-    else:
-        _tick(recording, found, before, as_json)
+    with computable(str(recording.path)):
+        if tick is None and why_not is None and not snapshot:
+            _overview(recording, as_json)
+            return
+        if tick is None:
+            found, before = last_tick(recording), None
+        else:
+            found, before = find_tick(recording, tick)
+        if snapshot:
+            _snapshot(recording, found)
+        elif why_not is not None:
+            _why_not(recording, found, why_not, as_json)
+        else:
+            _tick(recording, found, before, as_json)
 
 
 def _snapshot(recording: Recording, tick: Tick) -> None:

@@ -73,7 +73,7 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _asked_to_end)
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="wattline", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -43,7 +43,7 @@ def fit(
     as_json: bool,
     markdown: bool,
 ) -> None:
-    r"""Fit to DATA: serving runs, single kernels, or both; CSV, plain or gzip.
+    """Fit to DATA: serving runs, single kernels, or both; CSV, plain or gzip.
 
     The kind of a file is recognised from its header. Latencies between tokens, energy per token and
     the other target are never read as inputs. Watts are scored per GPU.
@@ -58,7 +58,7 @@ def fit(
       wattline profile fit serving.csv --holdout new-model.csv
       wattline profile fit op_h200.csv.gz op_b200.csv.gz --holdout op_gb200.csv.gz
       wattline profile fit serving.csv --out fitted/ --json > errors.json
-    """
+    """  # noqa: D301  # click wants the backspace itself
     from wattline.catalog.measurements import read_measurements
 
     tables = [read_measurements(path, gpu) for path in data]

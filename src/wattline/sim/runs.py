@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ from wattline.sim.policies.context import PolicyContext
 from wattline.sim.policies.fixed import FewestUncapped
 from wattline.sim.policies.registry import StartingPolicy, build
 from wattline.sim.policies.sweep import static_splits
+from wattline.sim.processes import undisturbed_start
 from wattline.sim.record import Header, Recorder
 from wattline.sim.result import Run
 
@@ -126,8 +126,6 @@ _experiment: Experiment | None = None
 def _adopt(experiment: Experiment) -> None:
     global _experiment  # one experiment per worker process, sent once
     _experiment = experiment
-    # Ctrl-C reaches the whole process group; the parent is the one to answer it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_here(job: Job) -> Run:
@@ -147,10 +145,11 @@ def run_all(experiment: Experiment, jobs: Sequence[Job], workers: int) -> Iterat
         initializer=_adopt,
         initargs=(experiment,),
     ) as pool:
-        waiting: dict[Future[Run], int] = {
-            pool.submit(_run_here, job): index for index, job in enumerate(jobs)
-        }
+        waiting: dict[Future[Run], int] = {}
         try:
+            with undisturbed_start():
+                for index, job in enumerate(jobs):
+                    waiting[pool.submit(_run_here, job)] = index
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         except BrokenProcessPool as error:
