@@ -43,6 +43,7 @@ TRUTH = ProductParams(
     overlap=0.6,
     request_s=dict.fromkeys(TASKS, 0.003),
     host_s=dict.fromkeys(TASKS, 0.002),
+    host_request_s=dict.fromkeys(TASKS, 0.002),
     prompt_stall=1.0,
     based_on=("made up",),
 )

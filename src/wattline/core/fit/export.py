@@ -106,6 +106,7 @@ def _around(params: ProductParams) -> dict[str, Any]:
         "prompt_tokens_assumed": dict(PROMPT_TOKENS),
         "request_s": dict(params.request_s),
         "host_s_per_pass_one_replica_per_gpu": dict(params.host_s),
+        "host_s_per_request_one_replica_per_gpu": dict(params.host_request_s),
         "node_gpus": NODE_GPUS,
         "prompt_stall_of_data_parallel_copies": params.prompt_stall,
     }

@@ -81,7 +81,11 @@ REQUEST_S: Mapping[str, Belief] = {
     "video-chat": Belief(0.05, 0.7),
     OTHER_TASK: Belief(0.004, 0.7),
 }
-HOST_S = Belief(0.003, 1.0, 1.0)
+HOST_S: Mapping[str, Belief] = dict.fromkeys(REQUEST_S, Belief(0.003, 1.5, 1.5))
+HOST_REQUEST_S: Mapping[str, Belief] = {
+    task: Belief(0.05 if task in ("image-chat", "video-chat") else 0.005, 1.5, 1.5)
+    for task in REQUEST_S
+}
 PROMPT_STALL = Belief(4.0, 1.0)
 
 STATIC_SHARE = 0.12
@@ -97,8 +101,9 @@ HBM_J_PER_BYTE = 32e-12
 class ProductParams:
     """Everything fitted for one GPU product.
 
-    base_share, memory_share, compute_share: watts over the default limit (see `WATTS`). request_s
-    and host_s by task. based_on: products whose measurements stand behind it.
+    base_share, memory_share, compute_share: watts over the default limit (see `WATTS`). request_s,
+    host_s and host_request_s by task, the last two for one replica per GPU (see `Surroundings`).
+    based_on: products whose measurements stand behind it.
     """
 
     engine: EngineParams
@@ -108,6 +113,7 @@ class ProductParams:
     overlap: float
     request_s: Mapping[str, float]
     host_s: Mapping[str, float]
+    host_request_s: Mapping[str, float]
     prompt_stall: float
     based_on: tuple[str, ...]
 

@@ -24,6 +24,7 @@ from wattline.core.fit.parameters import (
     EFFICIENCIES,
     EVENNESS,
     HALVES,
+    HOST_REQUEST_S,
     HOST_S,
     OVERHEADS,
     OVERLAP,
@@ -53,7 +54,7 @@ SCALE = 0.1
 """Relative error from which a row counts linearly, not quadratically."""
 WATTS_WEIGHT = 1.5
 """A relative error in watts counts this many times one in rate: watts scatter less."""
-PRIOR_STRENGTH = 6.0
+PRIOR_STRENGTH = 10.0
 """A prior counts as this many runs: runs of one model are far from independent."""
 
 _CAP_SHARPNESS = 12.0
@@ -91,11 +92,14 @@ class ServingFit:
         params = self.params_for(run.gpu)
         response = params.response(run.gpu)
         if engine_alone:
-            nothing = Surroundings(request_s=0.0, host_s=0.0, prompt_stall=1.0, host_w=0.0)
+            nothing = Surroundings(
+                request_s=0.0, host_s=0.0, host_request_s=0.0, prompt_stall=1.0, host_w=0.0
+            )
             return steady_state(run, engine_of(run, params.engine, response), nothing)
         around = Surroundings(
             request_s=params.request_s[run.known_task],
             host_s=params.host_s[run.known_task] * run.contention,
+            host_request_s=params.host_request_s[run.known_task] * run.contention,
             prompt_stall=params.prompt_stall if run.dp > 1 else 1.0,
             host_w=params.base_share * run.gpu.default_limit_w,
         )
@@ -131,7 +135,8 @@ class _Layout:
         }
         self.beliefs |= {f"watts {name}": belief for name, belief in WATTS.items()}
         self.beliefs |= {f"request {task}": belief for task, belief in REQUEST_S.items()}
-        self.beliefs |= {f"host {task}": HOST_S for task in _TASKS}
+        self.beliefs |= {f"host {task}": belief for task, belief in HOST_S.items()}
+        self.beliefs |= {f"host request {task}": belief for task, belief in HOST_REQUEST_S.items()}
         self.beliefs["prompt_stall"] = PROMPT_STALL
         self.index = {name: position for position, name in enumerate(self.beliefs)}
         means = [belief.fitted(belief.value) for belief in self.beliefs.values()]
@@ -261,12 +266,14 @@ def _model(layout: _Layout, table: _Table, theta: Vector) -> tuple[Vector, Vecto
     def mean(per_pass: Vector) -> Vector:
         return np.asarray(per_pass[:, 0] + share * (per_pass[:, 1] - per_pass[:, 0]))
 
-    request = np.column_stack([of(f"request {task}") for task in _TASKS])
-    host = np.column_stack([of(f"host {task}") for task in _TASKS])
-    rows = np.arange(table.task.size)
-    around = request[rows, table.task] * table.prompts + host[rows, table.task] * table.contention
-    step = mean(passes) + around
-    return np.log(step), np.log((mean(passes * wanted / over) + base * around) / step)
+    def by_task(name: str) -> Vector:
+        columns = np.column_stack([of(f"{name} {task}") for task in _TASKS])
+        return np.asarray(columns[np.arange(table.task.size), table.task])
+
+    host = table.contention * (by_task("host") + by_task("host request") * table.prompts)
+    gpu = mean(passes)
+    step = np.sqrt(gpu**2 + host**2) + by_task("request") * table.prompts
+    return np.log(step), np.log((mean(passes * wanted / over) + base * (step - gpu)) / step)
 
 
 def _table(runs: Sequence[ServingRun], products: Sequence[str]) -> _Table:
@@ -353,6 +360,7 @@ def _product_params(
         overlap=value("overlap"),
         request_s={task: value(f"request {task}") for task in _TASKS},
         host_s={task: value(f"host {task}") for task in _TASKS},
+        host_request_s={task: value(f"host request {task}") for task in _TASKS},
         prompt_stall=value("prompt_stall"),
         based_on=based_on,
     )
