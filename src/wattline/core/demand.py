@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 
+from wattline.core.correction import corrected
 from wattline.core.forecast import History, forecast
 from wattline.core.mix import Mix
 from wattline.core.settings import Settings
@@ -52,6 +53,7 @@ class Demand:
     outage: str | None
     output_cv2: float | None = None
     error: float = 0.0
+    itl_factor: float = 1.0
 
 
 def observe(
@@ -62,13 +64,14 @@ def observe(
     expected: Mix,
     context_tokens: float | None,
     horizon_s: float,
+    itl_s: float,
     s: Settings,
 ) -> tuple[DemandState, Demand]:
     """Take one window of counts in; the state to remember and the demand to plan for.
 
     `expected` is the mean request to assume before any was seen, `context_tokens` the mean context
     of the sequences in decode (None: not known), `horizon_s` how far ahead replicas have to be
-    planned.
+    planned, `itl_s` the target that observed latency is held against.
     """
     missing = outage_reason(view, s.stale_s)
     if missing is None:
@@ -77,6 +80,8 @@ def observe(
         state = _in_force(_take_in(view, state, now_s, s), s)
         state = _spread(state, context_tokens, view.window_s, s)
         state = _close_bin(state, horizon_s, s)
+        factor = corrected(state.itl_factor, view.itl_p50_s, itl_s, view.window_s)
+        state = replace(state, itl_factor=factor)
     # One window that is late or lost is no outage yet.
     seen_s = state.seen_until_s
     outage = missing if seen_s is None or now_s - seen_s > s.stale_s else None
@@ -93,6 +98,7 @@ def observe(
         mix=mix,
         outage=outage,
         output_cv2=state.spread_in_force,
+        itl_factor=round(20.0 * state.itl_factor) / 20.0,
         error=round(min(_MOST_ERROR, 1.0 / sqrt(max(1.0, state.calm_arrivals))), 2),
     )
 
@@ -142,7 +148,9 @@ def _take_in(view: DemandView, state: DemandState, now_s: float, s: Settings) ->
     longest = s.mix_window_s / (s.mix_window_s + new_s)
     calm = min(longest, s.mix_requests / (s.mix_requests + arrivals))
     ended = part * (view.completions or 0)
-    answers = min(longest, s.mix_requests / (s.mix_requests + ended))
+    # Answers that end while the load rises are the short ones: their mean is only worth something
+    # over far longer than an answer takes.
+    answers = max(longest, s.mix_requests / (s.mix_requests + ended))
     return replace(
         state,
         seen_until_s=until_s,

@@ -243,6 +243,35 @@ def backlog_rps(
     return excess / max(1.0, demand.mix.computed_tokens) / settings.drain_s
 
 
+def _whole_percents(value: float) -> float:
+    """`value` to two significant digits: fewer distinct problems."""
+    return float(f"{value:.2g}")
+
+
+def held_rps(running: float | None, demand: Demand, itl_s: float) -> float:
+    """Requests/s that a decode pool must be able to serve for what it holds now to be in time.
+
+    By Little's law: its running sequences, at the target's pace.
+    """
+    if running is None or not isfinite(running):
+        return 0.0
+    return running / (demand.mix.output_tokens * itl_s)
+
+
+def with_hold(rates_rps: tuple[float, ...], least_rps: float) -> tuple[float, ...]:
+    """Rates, those below `least_rps` marked down by the square of what they lack.
+
+    A setting that is too slow for the batch in flight makes all of its answers late until the batch
+    has shrunk, so it is worth less than the rate that it would serve in the long run.
+    """
+    if least_rps <= rates_rps[0]:
+        return rates_rps
+    return tuple(
+        rate if rate >= least_rps else round(rate * (rate / least_rps) ** 2, 6)
+        for rate in rates_rps
+    )
+
+
 def problem(
     layout: Layout,
     deployment: int,
@@ -270,8 +299,13 @@ def problem(
         pool, ready, most = fleet.pools[index], views[index].ready, layout.most_replicas[index]
         servers = max(1, ready)
         table = layout.table(index, demand, servers)
-        share = 1.0 if pool.role is Role.DECODE else max(_LEAST_SHARE, pressure)
+        slowed = 1.0 / demand.itl_factor
+        share = slowed if pool.role is Role.DECODE else max(_LEAST_SHARE, pressure)
         rates = layout.rates_rps(index, demand, servers, table, speeds[index], share)
+        if pool.role is Role.DECODE and not replicas_too:
+            itl_s = fleet.deployments[deployment].slo.itl_s
+            held = held_rps(views[index].running, demand, itl_s)
+            rates = with_hold(rates, _whole_percents(held / servers))
         pools.append(
             PoolProblem(
                 role=pool.role,

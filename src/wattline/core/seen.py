@@ -80,6 +80,7 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
             expected=settings.expected_mix(index),
             context_tokens=_context_tokens(snapshot, layout, index),
             horizon_s=layout.horizon_s[index],
+            itl_s=settings.fleet.deployments[index].slo.itl_s,
             s=settings,
         )
         for index, view in enumerate(snapshot.demand)

@@ -78,9 +78,9 @@ class Settings:
     replica_interval_s: float = 30.0
     replica_down_s: float = 300.0
     replica_hold_s: float = 30.0
-    cap_hold_s: float = 15.0
+    cap_hold_s: float = 30.0
     cap_deadband_w: float = 15.0
-    min_gain: float = 0.02
+    min_gain: float = 0.03
     urgent_gain: float = 0.1
     spare_gain: float = 0.05
     spare_enough: float = 1.25

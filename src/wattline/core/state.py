@@ -20,7 +20,7 @@ class DemandState:
     demand_rps: the rate that it stands on. bins_rps: closed bins of the history, oldest first;
     bin_arrivals and bin_s: the open one. floor_rps: what the forecast asks for at least.
     spread: squared coefficient of variation of output lengths, None until decode showed it;
-    spread_in_force: that which the plan stands on.
+    spread_in_force: that which the plan stands on. itl_factor: see `core.correction`.
     """
 
     seen_until_s: float | None = None
@@ -41,6 +41,7 @@ class DemandState:
     floor_rps: float = 0.0
     spread: float | None = None
     spread_in_force: float | None = None
+    itl_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

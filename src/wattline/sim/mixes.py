@@ -7,15 +7,17 @@ from math import exp, log
 from wattline.core.mix import Mix
 from wattline.sim.plant.outcomes import DemandCounters
 
-_MEMORY_REQUESTS = 3000.0
-"""Requests that the running means remember: far more than are in flight, because answers that end
-while the load rises are the short ones."""
+_PROMPTS = 500.0
+"""Prompts that the running means remember."""
+_ANSWERS = 3000.0
+"""Answers that they remember: far more than are in flight, because answers that end while the load
+rises are the short ones."""
 _STEP = log(1.05)
 """Means move in steps of 5 %, so that thresholds change seldom."""
 
 
 class RunningMix:
-    """Means over about the last `_MEMORY_REQUESTS` requests, starting from what is expected."""
+    """Running means of what a request looks like, starting from what is expected."""
 
     def __init__(self, expected: Mix) -> None:
         weight = 50.0
@@ -26,11 +28,11 @@ class RunningMix:
 
     def add(self, counters: DemandCounters) -> None:
         """Take the counts of one tick in."""
-        fade = _MEMORY_REQUESTS / (_MEMORY_REQUESTS + counters.arrivals)
+        fade = _PROMPTS / (_PROMPTS + counters.arrivals)
         self._requests = self._requests * fade + counters.arrivals
         self._input = self._input * fade + counters.input_tokens_sum
         self._cached = self._cached * fade + counters.cached_tokens_sum
-        fade = _MEMORY_REQUESTS / (_MEMORY_REQUESTS + counters.completions)
+        fade = _ANSWERS / (_ANSWERS + counters.completions)
         self._completions = self._completions * fade + counters.completions
         self._output = self._output * fade + counters.output_tokens_sum
 

@@ -53,6 +53,7 @@ def follow(
             start_s + step_s * (index + 1),
             expected=MIX,
             context_tokens=context_tokens,
+            itl_s=0.05,
             horizon_s=60.0,
             s=settings,
         )
