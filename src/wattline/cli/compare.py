@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import click
 
 from wattline.cli.options import (
+    command_line,
     experiment_from,
     json_option,
     scenario_argument,
@@ -79,7 +78,7 @@ def compare(
         experiment.budget_w(budget)
         for budget in (_listed("--budgets", budgets) if budgets is not None else [None])
     ]
-    command = shlex.join(["wattline", *sys.argv[1:]])
+    command = command_line()
     with RunFolder(out) as folder:
         with progress(experiment.scenario.name, 1.0) as advance:
             comparison = run_comparison(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -72,6 +73,9 @@ def main() -> None:
     130 and 143 after an interrupt (Ctrl-C) and a request to end (SIGTERM), as shells have it.
     """
     signal.signal(signal.SIGTERM, _asked_to_end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows another
     try:
         cli.main(prog_name="wattline", standalone_mode=False)
         sys.stdout.flush()
@@ -80,8 +84,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.UsageError as error:
         path = "wattline" if error.ctx is None else error.ctx.command_path
-        message = error.format_message().replace("\n", " ")
-        _fail(f"{message} See `{path} --help`.", error.exit_code)
+        _fail(f"{error.format_message()} See `{path} --help`.", error.exit_code)
     except WattlineError as error:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -98,7 +101,7 @@ def _asked_to_end(number: int, frame: FrameType | None) -> None:
 
 def _fail(message: str, exit_code: int) -> NoReturn:
     """Say what went wrong in one line and end."""
-    click.echo(f"wattline: {message}", err=True)
+    click.echo(f"wattline: {' '.join(message.splitlines())}", err=True)
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -82,6 +84,12 @@ def write_json(path: Path, document: object) -> None:
         click.echo(text, nl=False)
     else:
         write_text(path, text)
+
+
+def command_line() -> str:
+    """What was typed, for reports and recordings; bytes that are no UTF-8 as question marks."""
+    typed = shlex.join(["wattline", *sys.argv[1:]])
+    return typed.encode("utf-8", "replace").decode("utf-8")
 
 
 def scenario_argument(command: F) -> F:

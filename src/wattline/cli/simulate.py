@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import click
 
 from wattline.cli.options import (
+    command_line,
     experiment_from,
     json_option,
     scenario_argument,
@@ -63,7 +62,7 @@ def simulate(
         raise InputError("--policy", policy, f"is a sweep: `wattline compare --policies {policy}`")
     experiment = experiment_from(scenario, **traffic)
     job = Job(policy, experiment.budget_w(budget))
-    command = shlex.join(["wattline", *sys.argv[1:]])
+    command = command_line()
     console = Console(stderr=str(json_path) == "-")
     with RunFolder(out) as folder:
         with progress(f"{policy} on {experiment.scenario.name}", 1.0) as advance:

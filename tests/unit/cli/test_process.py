@@ -95,6 +95,18 @@ def test_a_full_device_is_reported_once() -> None:
     assert err == "wattline: No space left on device\n"
 
 
+def test_a_terminal_without_the_signs_gets_others(tmp_path: Path) -> None:
+    scenario = tmp_path / "tiny.yaml"
+    scenario.write_text(TINY)
+    done = subprocess.run(
+        [*COMMAND, "simulate", scenario],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"Draw / budget  ??" in done.stdout
+
+
 def test_plan_reads_a_pipe(recorded: Path) -> None:
     snapshot = subprocess.run(
         [*COMMAND, "explain", recorded, "--tick", "5", "--snapshot"],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from cli_fixtures import wattline
+from cli_fixtures import wattline, write_tiny
 
 FIGURES = [
     "policy",
@@ -160,6 +160,14 @@ def test_an_interrupted_run_leaves_nothing(
     assert outcome.code == 130
     assert outcome.err.strip() == "wattline: interrupted"
     assert names(tmp_path) == {"tiny.yaml"}
+
+
+def test_file_names_need_not_be_text(tmp_path: Path) -> None:
+    odd = tmp_path / "\udcff \u00fc"  # as Python sees a byte that is no UTF-8
+    odd.mkdir()
+    assert wattline("simulate", write_tiny(odd), "--out", odd / "run").code == 0
+    assert wattline("replay", odd / "run").code == 0
+    assert "no such file" in wattline("replay", odd / "a\nb").line
 
 
 def test_json_goes_straight_into_devices(tiny: Path) -> None:
