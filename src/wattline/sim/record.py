@@ -125,8 +125,8 @@ def snapshot_from_python(value: Any, where: str) -> Snapshot:
     try:
         # By way of JSON text, so that lists become tuples under the same rules as in a recording.
         text = json.dumps(value, allow_nan=False)
-    except ValueError as error:
-        raise InputError(where, value, "numbers must be finite") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(where, str(error), "only text, finite numbers, lists, maps") from error
     return snapshot_from_json(text, where)
 
 

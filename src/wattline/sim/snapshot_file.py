@@ -49,17 +49,30 @@ def read_plan_input(path: Path) -> PlanInput:
     for key in ("settings", "snapshot"):
         if not isinstance(document.get(key), dict):
             raise InputError(f"{path}: {key}", document.get(key), "must be a mapping")
-    return PlanInput(
-        settings_from_json(document["settings"], str(path)),
-        snapshot_from_python(document["snapshot"], f"{path}: snapshot"),
-    )
+    try:
+        return PlanInput(
+            settings_from_json(document["settings"], str(path)),
+            snapshot_from_python(document["snapshot"], f"{path}: snapshot"),
+        )
+    except RecursionError as error:
+        raise InputError(str(path), "deeply nested", "nest as `explain --snapshot` does") from error
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases, which let a few lines stand for more values than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="an alias: write the value out", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 def _parse(path: Path, text: str) -> Any:
     try:
         if path.suffix == ".json":
             return json.loads(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Plain)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark is not None else ""

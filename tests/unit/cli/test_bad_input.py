@@ -199,6 +199,31 @@ def test_plans_with_any_one_value_spoilt(recorded: Path, tmp_path: Path) -> None
     assert codes == {0, 2}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.yaml", "settings: &a [x]\nsnapshot: [*a, *a]\n", ":2: 'an alias"),
+        ("a.yaml", "settings: {fleet: 2026-11-20}\nsnapshot: {}\n", "settings.fleet"),
+        ("a.yaml", "settings: {}\nsnapshot: {time_s: 2026-11-20}\n", "settings.fleet"),
+        ("a.yaml", "settings: {1: 2}\nsnapshot: {}\n", "settings.1"),
+        ("a.yaml", "settings: !!python/name:os.system\n", ":1"),
+        ("a.yaml", "[" * 5000, "not valid"),
+        ("a.json", "[" * 5000, "not valid"),
+        ("a.json", '{"settings": {"fleet": ' + "[" * 400 + "]" * 400 + '}, "snapshot": {}}', "a."),
+        ("a.json", '{"settings": {}, "snapshot": {}, "extra": 1}', "extra"),
+        ("a.json", '{"settings": [], "snapshot": {}}', "settings"),
+        ("a.json", "1" * 5000, "not valid"),
+    ],
+)
+def test_plans(tmp_path: Path, name: str, content: str, words: str) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    outcome = wattline("plan", file)
+    assert outcome.code == 2
+    assert str(file) in outcome.line
+    assert words in outcome.line
+
+
 _SCALARS = (
     st.none()
     | st.booleans()
