@@ -28,8 +28,8 @@ _BY_NAME: dict[str, tuple[float, float]] = {
         (0, 1e6): "idle_w loaded_idle_w static_w compute_w memory_w enforced_w granted_w booked_w "
         "gemm_half_tokens moe_half_tokens startup_s settle_s",
         (0, 1e10): "total_w guard_w rise_w_per_s",
-        (1e9, 1e18): "peak_flops expert_flops attention_flops bf16 fp8 fp4 int8 params "
-        "active_params",
+        (1e9, 1e18): "peak_flops expert_flops attention_flops bf16 fp8 fp4 int8",
+        (1e3, 1e15): "params active_params",
         (0, 1e15): "embedding_params head_params expert_params state_elements reserved_bytes",
         (1e6, 1e15): "hbm_bytes hbm_bytes_per_s interconnect_bytes_per_s",
         (0.1, 16): "kv_bytes",
@@ -38,7 +38,8 @@ _BY_NAME: dict[str, tuple[float, float]] = {
         "expert_bandwidth link_efficiency quantised_efficiency memory_utilisation",
         (0, 10): "pass_overhead_s layer_overhead_s sequence_overhead_s link_latency_s "
         "expert_layer_overhead_s",
-        (1e-4, 1e5): "ttft_s itl_s history_bin_s future_step_s",
+        (1e-9, 1e5): "ttft_s itl_s",
+        (1e-4, 1e5): "history_bin_s future_step_s",
         (0, 1e5): "window_s",
         (1e-6, 1e6): "priority",
         (1e-2, 1): "clock",

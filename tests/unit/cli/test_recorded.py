@@ -10,7 +10,10 @@ import pytest
 import yaml
 from cli_fixtures import wattline
 
-from wattline.sim.record import Recording
+from wattline.core.settings import Settings
+from wattline.sim.record import Recording, settings_from_json, settings_to_json
+from wattline.sim.scenario import builtin_names, folder_of, load
+from wattline.sim.scenario_build import to_engines, to_fleet
 
 
 def test_explain_gives_an_overview(recorded: Path) -> None:
@@ -72,6 +75,14 @@ def test_runs_of_other_policies_can_be_explained(tiny: Path, tmp_path: Path, pol
     assert wattline("explain", out).out.startswith(policy)
     assert "taken" in wattline("explain", out, "--why-not", "decode=300").out
     assert "all equal" in wattline("replay", out).out
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_settings_of_every_scenario_can_be_read_back(name: str) -> None:
+    scenario = load(name)
+    fleet = to_fleet(scenario)
+    settings = Settings(fleet=fleet, engines=to_engines(scenario, fleet, folder_of(name)))
+    assert settings_from_json(json.loads(json.dumps(settings_to_json(settings))), "x") == settings
 
 
 def test_replay_recomputes_every_decision(recorded: Path) -> None:
