@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from wattline.core.errors import InfeasibleError
+from wattline.core.snapshot import Budget
 from wattline.sim.experiment import Experiment
 from wattline.sim.fewest import FEWEST, fewest_note, find_fewest
 from wattline.sim.policies.sweep import widest_step_w
 from wattline.sim.result import Run
-from wattline.sim.runs import HINDSIGHT, Job, best, jobs_for, run_all
+from wattline.sim.runs import HINDSIGHT, Job, best, build_policy, jobs_for, run_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,15 @@ def compare(
     """Run every policy at every budget; `progress` gets the share of each run that ends.
 
     The search for the fewest uncapped replicas counts as one run: the budget does not enter it, so
-    that it is done once, at the first budget.
+    that it is done once, at the first budget. A policy that cannot start within a budget is left
+    out and named in the notes; InfeasibleError if none can.
     """
     cells = [(policy, budget_w) for budget_w in budgets_w for policy in policies]
+    refusals = [_refusal(experiment, *cell) for cell in cells]
+    notes = [f"Left out: {refusal}" for refusal in refusals if refusal is not None]
+    cells = [cell for cell, refusal in zip(cells, refusals, strict=True) if refusal is None]
+    if not cells:
+        raise InfeasibleError(next(refusal for refusal in refusals if refusal is not None))
     fewest = find_fewest(experiment, budgets_w[0], workers) if FEWEST in policies else None
     jobs: list[Job] = []
     spans: list[tuple[int, int]] = []
@@ -54,7 +62,7 @@ def compare(
         finished[index] = run
         if progress is not None:
             progress(share)
-    runs, notes = [], []
+    runs = []
     for (policy, _), (first, last) in zip(cells, spans, strict=True):
         if fewest is not None and first == last:
             runs.append(fewest.run)
@@ -65,6 +73,18 @@ def compare(
         if policy in HINDSIGHT:
             notes.append(_sweep_note(experiment, jobs[first:last], finished, first, chosen))
     return Comparison(tuple(runs), tuple(notes))
+
+
+def _refusal(experiment: Experiment, policy: str, budget_w: float) -> str | None:
+    """Why `policy` cannot start within the budget, None if it can."""
+    if policy in (*HINDSIGHT, FEWEST):
+        return None  # searched for: what cannot start is not found
+    budget = Budget(total_w=budget_w, guard_w=experiment.guard_w(budget_w), version=1)
+    try:
+        build_policy(experiment, Job(policy, budget_w)).initial_plan(budget)
+    except InfeasibleError as error:
+        return f"{error} (at {budget_w:,.0f} W)"
+    return None
 
 
 def _sweep_note(

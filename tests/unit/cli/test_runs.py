@@ -214,6 +214,18 @@ def test_a_sweep_says_what_it_found(tiny: Path) -> None:
     assert any("best of" in note for note in document["notes"])
 
 
+def test_a_policy_that_cannot_start_is_left_out_and_named(tiny: Path) -> None:
+    arguments = ("compare", tiny, "--jobs", "1", "--budgets", "40%,80%", "--json", "-")
+    both = json.loads(wattline(*arguments, "--policies", "dynamo-clamp,uniform-cap").out)
+    ran = [(run["policy"], run["budget_fraction"]) for run in both["runs"]]
+    assert ("dynamo-clamp", 0.4) not in ran
+    assert {("uniform-cap", 0.4), ("uniform-cap", 0.8)} <= set(ran)
+    assert any("Left out: policy dynamo-clamp" in note for note in both["notes"])
+    none = wattline("compare", tiny, "--budgets", "40%", "--policies", "dynamo-clamp")
+    assert none.code == 1
+    assert "raise the budget" in none.line
+
+
 def test_the_recording_says_how_it_was_made(recorded: Path) -> None:
     with gzip.open(recorded / "recording.jsonl.gz", "rt") as file:
         header = json.loads(file.readline())
