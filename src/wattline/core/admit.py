@@ -32,6 +32,9 @@ _SPREAD = Margins()
 # Length of a long prompt over the mean one: 19 in 20 are shorter when lengths spread as wide as
 # their mean (exponential: ln 20), which the public chat traces nearly do.
 _LONG_PROMPT = 3.0
+# Utilisation of prefill between which room is made for long prompts. Well below capacity a refused
+# request is lost for nothing; near it a late prompt takes the place of one that would be in time.
+_CALM, _FULL = 0.6, 0.9
 _CACHE_ENTRIES = 8192
 
 
@@ -60,10 +63,12 @@ def admission(
     pools: Sequence[InForce],
     mix: Mix,
     slo: Slo,
+    rate_rps: float | None = None,
 ) -> Admission:
     """Thresholds of deployment number `deployment`; `pools` are those of the fleet, in order.
 
-    The same rule serves every policy.
+    `rate_rps` is the rate of offered requests, None if it is not known: then a full load is
+    assumed. The same rule serves every policy.
     """
     name = fleet.deployments[deployment].name
     workers = [
@@ -71,10 +76,12 @@ def admission(
         for pool, engine, in_force in zip(fleet.pools, engines, pools, strict=True)
         if pool.deployment == name
     ]
-    return worker_admission(workers, mix, slo)
+    return worker_admission(workers, mix, slo, rate_rps)
 
 
-def worker_admission(workers: Sequence[Worker], mix: Mix, slo: Slo) -> Admission:
+def worker_admission(
+    workers: Sequence[Worker], mix: Mix, slo: Slo, rate_rps: float | None = None
+) -> Admission:
     """Thresholds of one deployment from its pools.
 
     Thresholds hold for all workers of a frontend, so the pool that can take least sets them. Pools
@@ -83,9 +90,10 @@ def worker_admission(workers: Sequence[Worker], mix: Mix, slo: Slo) -> Admission
     serving = [worker for worker in workers if worker.in_force.ready > 0]
     tokens, blocks = [], []
     prompt_s = 0.0
+    long_prompt = _long_prompt(serving, mix, slo, rate_rps)
     for worker in serving:
         if worker.role is not Role.DECODE:
-            held, own_s = _prompt_limit(worker, mix, slo)
+            held, own_s = _prompt_limit(worker, mix, slo, long_prompt)
             tokens.append(held)
             prompt_s = max(prompt_s, own_s)
     for worker in serving:
@@ -99,17 +107,38 @@ def worker_admission(workers: Sequence[Worker], mix: Mix, slo: Slo) -> Admission
     )
 
 
-def _prompt_limit(worker: Worker, mix: Mix, slo: Slo) -> tuple[float, float]:
+def _long_prompt(serving: Sequence[Worker], mix: Mix, slo: Slo, rate_rps: float | None) -> float:
+    """Length over the mean of the prompts that room is left for, by how full prefill is."""
+    if rate_rps is None:
+        return _LONG_PROMPT
+    prompts = [worker for worker in serving if worker.role is not Role.DECODE]
+    most = sum(
+        worker.in_force.ready
+        * _prompt_rate(worker.engine, worker.in_force.setting, mix, _beside(worker, mix, slo))[0]
+        for worker in prompts
+    )
+    used = rate_rps * mix.computed_tokens / most if most > 0.0 else 1.0
+    # Tenths: the thresholds need not follow every wobble of the load.
+    share = round(10.0 * min(1.0, max(0.0, (used - _CALM) / (_FULL - _CALM)))) / 10.0
+    return 1.0 + (_LONG_PROMPT - 1.0) * share
+
+
+def _beside(worker: Worker, mix: Mix, slo: Slo) -> int:
+    """Sequences that decode beside the prompts of a worker."""
+    if worker.role is not Role.AGGREGATED:
+        return 0
+    return _mixed_batch(worker.engine, worker.in_force.setting, mix, slo)
+
+
+def _prompt_limit(worker: Worker, mix: Mix, slo: Slo, long_prompt: float) -> tuple[float, float]:
     """Prompt tokens that a worker may hold, and seconds that a mean prompt takes on it."""
-    batch = 0
-    if worker.role is Role.AGGREGATED:
-        batch = _mixed_batch(worker.engine, worker.in_force.setting, mix, slo)
+    batch = _beside(worker, mix, slo)
     rate, pass_s = _prompt_rate(worker.engine, worker.in_force.setting, mix, batch)
     moving_s = 0.0
     if worker.role is Role.PREFILL:
         moved = worker.engine.kv_bytes_per_token * mix.input_tokens
         moving_s = moved / (_SPREAD.kv_bytes_per_s * worker.gpus_per_replica) + slo.itl_s
-    own_tokens = _LONG_PROMPT * mix.computed_tokens
+    own_tokens = long_prompt * mix.computed_tokens
     within = rate * (_MARGIN * slo.ttft_s - moving_s)
     held = within - own_tokens
     room = worker.engine.max_batched_tokens

@@ -162,7 +162,7 @@ def _admissions(
             )
             for index in members
         ]
-        thresholds.append(worker_admission(workers, wanted.mix, deployment.slo))
+        thresholds.append(worker_admission(workers, wanted.mix, deployment.slo, wanted.seen_rps))
     return tuple(thresholds)
 
 

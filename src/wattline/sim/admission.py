@@ -43,9 +43,10 @@ class AdmissionControl:
             for index, setting in enumerate(self._settings_in_force(columns, plan))
         )
         mixes = tuple(mix.current for mix in self._mixes)
-        if (in_force, mixes) == self._key:
+        rates_rps = tuple(mix.rate_rps for mix in self._mixes)
+        if (in_force, mixes, rates_rps) == self._key:
             return
-        self._key = (in_force, mixes)
+        self._key = (in_force, mixes, rates_rps)
         for index, deployment in enumerate(self._fleet.deployments):
             thresholds = admission(
                 index,
@@ -54,6 +55,7 @@ class AdmissionControl:
                 pools=in_force,
                 mix=mixes[index],
                 slo=deployment.slo,
+                rate_rps=rates_rps[index],
             )
             self._plant.set_admission(index, thresholds)
 

@@ -12,6 +12,8 @@ _PROMPTS = 500.0
 _ANSWERS = 3000.0
 """Answers that they remember: far more than are in flight, because answers that end while the load
 rises are the short ones."""
+_RATE_S = 30.0
+"""Seconds over which the rate of arrivals is a mean."""
 _STEP = log(1.05)
 """Means move in steps of 5 %, so that thresholds change seldom."""
 
@@ -26,8 +28,13 @@ class RunningMix:
         self._cached = self._input * expected.cached_fraction
         self._output = expected.output_tokens * weight
 
+        self._seconds = self._arrivals = 0.0
+
     def add(self, counters: DemandCounters) -> None:
         """Take the counts of one tick in."""
+        fade = _RATE_S / (_RATE_S + counters.window_s)
+        self._seconds = self._seconds * fade + counters.window_s
+        self._arrivals = self._arrivals * fade + counters.arrivals
         fade = _PROMPTS / (_PROMPTS + counters.arrivals)
         self._requests = self._requests * fade + counters.arrivals
         self._input = self._input * fade + counters.input_tokens_sum
@@ -35,6 +42,13 @@ class RunningMix:
         fade = _ANSWERS / (_ANSWERS + counters.completions)
         self._completions = self._completions * fade + counters.completions
         self._output = self._output * fade + counters.output_tokens_sum
+
+    @property
+    def rate_rps(self) -> float | None:
+        """Rate of arrivals in whole steps; None before anything was counted."""
+        if self._seconds <= 0.0:
+            return None
+        return _stepped(self._arrivals / self._seconds) if self._arrivals > 0.0 else 0.0
 
     @property
     def current(self) -> Mix:
@@ -47,4 +61,5 @@ class RunningMix:
 
 
 def _stepped(value: float) -> float:
-    return float(round(exp(_STEP * round(log(max(1.0, value)) / _STEP))))
+    """`value` on a grid of 5 % steps, to six digits."""
+    return float(f"{exp(_STEP * round(log(value) / _STEP)):.6g}")

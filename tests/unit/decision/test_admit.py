@@ -112,3 +112,17 @@ def test_thresholds_stay_within_what_the_frontend_accepts(role: Role) -> None:
         limits = worker_admission([Worker(role, ENGINE, 1, InForce(1, Setting(450.0)))], mix, SLO)
         assert limits.active_decode_blocks is None or 0.0 <= limits.active_decode_blocks <= 1.0
         assert limits.active_prefill_tokens is None or limits.active_prefill_tokens >= 0.0
+
+
+def test_well_below_capacity_more_prompts_may_wait() -> None:
+    unknown = worker_admission(workers(), MIX, SLO)
+    calm = worker_admission(workers(), MIX, SLO, 0.1)
+    full = worker_admission(workers(), MIX, SLO, 1e6)
+    assert full == unknown
+    assert calm.active_prefill_tokens is not None
+    assert full.active_prefill_tokens is not None
+    assert calm.active_prefill_tokens > full.active_prefill_tokens
+    assert calm.active_decode_blocks is not None
+    steps = [worker_admission(workers(), MIX, SLO, float(rate)) for rate in range(0, 200, 5)]
+    held = [step.active_prefill_tokens or 0.0 for step in steps]
+    assert held == sorted(held, reverse=True)

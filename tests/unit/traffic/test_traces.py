@@ -183,9 +183,7 @@ def test_a_small_prefix_cache_finds_less_than_one_that_never_forgets() -> None:
         duration_s=4.0,
         source="test",
     )
-    trace = replace(
-        plain, hashes=np.array(prompts).ravel(), hash_start=np.array([0, 3, 6, 9, 12])
-    )
+    trace = replace(plain, hashes=np.array(prompts).ravel(), hash_start=np.array([0, 3, 6, 9, 12]))
     roomy, tight = 100 * HASH_BLOCK_TOKENS, 3 * HASH_BLOCK_TOKENS
     assert trace.cached_share(0, roomy) == pytest.approx(5 / 12, abs=1e-6)
     assert trace.cached_share(0, tight) == pytest.approx(2 / 12, abs=1e-6)
