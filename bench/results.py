@@ -182,6 +182,14 @@ def introduction(sections: Sequence[Headline], arguments: argparse.Namespace) ->
         "a guard band. The uncapped fleet and policies that write limits past the ledger may "
         "enforce more than the budget: their rows say how much.",
         "",
+        "Two things to know when reading. *Whose watts:* `dynamo-clamp` counts what replicas request "
+        "and neither caps nor counts the GPUs beside them, so it serves with watts that the budget "
+        "does not have; `dynamo-clamp-parked` is the same planner with those GPUs parked and charged, "
+        "as every policy under the ledger has to. Compare goodput with the second, promises with the "
+        "first. *How fast:* saturating a recorded trace compresses its time, so its load moves that "
+        "much faster than it did, while replicas still take two minutes to start and Dynamo's "
+        "planner three to look again; there the starting plan and the caps decide.",
+        "",
         "What the models of the GPUs stand on:",
         "",
         *(f"- {name}: {catalog.fit(name).coverage}." for name in products),

@@ -17,6 +17,7 @@ POLICIES = (
     "static-caps",
     "best-static",
     "dynamo-clamp",
+    "dynamo-clamp-parked",
     "dynamo-clamp-best",
     "threshold",
     "slo-scaler",
@@ -27,6 +28,7 @@ OWN = "wattline"
 ALWAYS = dict.fromkeys(BUDGETS, 0.99)
 TARGETS: dict[str, dict[str, float]] = {
     "dynamo-clamp": {"60%": 1.30, "70%": 1.30, "80%": 1.15},
+    "dynamo-clamp-parked": {},
     "uniform-cap": {"60%": 1.08},
     "best-static": ALWAYS,
     "dynamo-clamp-best": ALWAYS,
