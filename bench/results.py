@@ -120,7 +120,7 @@ def time_comparison(arguments: argparse.Namespace, store: Store, run: bool) -> l
     lines = ["## Time of the whole Azure comparison", ""]
     if arguments.azure is None:
         return [*lines, "Not run: give the trace: --azure.", ""]
-    path = store.timed("azure", str(arguments.azure))
+    path = store.timed("azure", " ".join([str(arguments.azure), *POLICIES, *BUDGETS]))
     if run and not path.exists():
         write_text(path, json.dumps(_timed_comparison(arguments.azure)) + "\n")
     if not path.exists():

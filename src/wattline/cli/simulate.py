@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,24 +48,24 @@ def simulate(
     """Run one policy in closed loop on the traffic of SCENARIO [demo].
 
     Prints a summary; with --out also keeps a recording that `explain` and `replay` read, and an
-    HTML report.
+    HTML report. A policy that is a search in hindsight (`best-static`) is searched first, and the
+    best run is kept.
     """
     from rich.console import Console
 
-    from wattline.core.errors import InputError
+    from wattline.sim.compare import chosen_job
     from wattline.sim.policies.registry import check_name
     from wattline.sim.report.terminal import progress, run_summary
     from wattline.sim.rundir import RunFolder
-    from wattline.sim.runs import HINDSIGHT, Job, run
+    from wattline.sim.runs import run
 
     check_name(policy)
-    if policy in HINDSIGHT:
-        raise InputError("--policy", policy, f"is a sweep: `wattline compare --policies {policy}`")
     experiment = experiment_from(scenario, **traffic)
-    job = Job(policy, experiment.budget_w(budget))
+    budget_w = experiment.budget_w(budget)
     command = command_line()
     console = Console(stderr=str(json_path) == "-")
     with RunFolder(out) as folder:
+        job = chosen_job(experiment, policy, budget_w, workers=len(os.sched_getaffinity(0)))
         with progress(f"{policy} on {experiment.scenario.name}", 1.0) as advance:
             finished = run(
                 experiment, job, record=folder.recording, progress=advance, command=command

@@ -75,6 +75,19 @@ def compare(
     return Comparison(tuple(runs), tuple(notes))
 
 
+def chosen_job(experiment: Experiment, policy: str, budget_w: float, workers: int) -> Job:
+    """The run that stands for `policy`: of a search in hindsight, the one that it keeps."""
+    if policy == FEWEST:
+        replicas = find_fewest(experiment, budget_w, workers).replicas
+        return Job(policy, budget_w, pool_replicas=replicas)
+    jobs = jobs_for(experiment, policy, budget_w)
+    if len(jobs) == 1:
+        return jobs[0]
+    finished = dict(run_all(experiment, jobs, workers))
+    kept = best([finished[index] for index in range(len(jobs))])
+    return next(job for index, job in enumerate(jobs) if finished[index] is kept)
+
+
 def _refusal(experiment: Experiment, policy: str, budget_w: float) -> str | None:
     """Why `policy` cannot start within the budget, None if it can."""
     if policy in (*HINDSIGHT, FEWEST):

@@ -25,7 +25,6 @@ from wattline.sim.snapshot_file import read_plan_input
         ("simulate missing.yaml", "missing.yaml"),
         ("simulate {folder}", "Is a directory"),
         ("simulate {tiny} --policy watline", "wattline"),
-        ("simulate {tiny} --policy best-static", "wattline compare"),
         ("simulate {tiny} --budget much", "60%"),
         ("simulate {tiny} --budget -3", "-3"),
         ("simulate {tiny} --budget nan%", "nan%"),

@@ -231,3 +231,13 @@ def test_the_recording_says_how_it_was_made(recorded: Path) -> None:
         header = json.loads(file.readline())
     assert header["run"]["command"].startswith("wattline simulate ")
     assert header["run"]["seed"] == 1
+
+
+def test_simulate_keeps_the_best_run_of_a_search(tiny: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "best.json"
+    swept = tmp_path / "swept.json"
+    assert wattline("simulate", tiny, "--policy", "best-static", "--json", chosen).code == 0
+    assert wattline("compare", tiny, "--policies", "best-static", "--json", swept).code == 0
+    run = json.loads(chosen.read_text())
+    (best,) = json.loads(swept.read_text())["runs"]
+    assert run | {"wall_s": 0} == best | {"wall_s": 0}
