@@ -120,7 +120,7 @@ def time_comparison(arguments: argparse.Namespace, store: Store, run: bool) -> l
     lines = ["## Time of the whole Azure comparison", ""]
     if arguments.azure is None:
         return [*lines, "Not run: give the trace: --azure.", ""]
-    path = store.timed("azure", " ".join([str(arguments.azure), *POLICIES, *BUDGETS]))
+    path = store.timed(" ".join(["azure", *POLICIES, *BUDGETS]), str(arguments.azure))
     if run and not path.exists():
         write_text(path, json.dumps(_timed_comparison(arguments.azure)) + "\n")
     if not path.exists():
@@ -182,13 +182,15 @@ def introduction(sections: Sequence[Headline], arguments: argparse.Namespace) ->
         "a guard band. The uncapped fleet and policies that write limits past the ledger may "
         "enforce more than the budget: their rows say how much.",
         "",
-        "Two things to know when reading. *Whose watts:* `dynamo-clamp` counts what replicas request "
-        "and neither caps nor counts the GPUs beside them, so it serves with watts that the budget "
-        "does not have; `dynamo-clamp-parked` is the same planner with those GPUs parked and charged, "
-        "as every policy under the ledger has to. Compare goodput with the second, promises with the "
-        "first. *How fast:* saturating a recorded trace compresses its time, so its load moves that "
-        "much faster than it did, while replicas still take two minutes to start and Dynamo's "
-        "planner three to look again; there the starting plan and the caps decide.",
+        "Two things to know when reading. *Whose watts:* `dynamo-clamp` counts what replicas "
+        "request and neither caps nor counts the GPUs beside them, so it serves with watts that "
+        "the budget does not have; `dynamo-clamp-parked` is the same planner with those GPUs "
+        "parked and charged, as every policy under the ledger has to. Compare goodput with the "
+        "second, promises with the first. *How fast:* saturating a recorded trace compresses its "
+        "time, so its load moves that much faster than it did, while replicas still take two "
+        "minutes to start and Dynamo's planner three to look again; there the starting plan and "
+        "the caps decide.",
+        "",
         "",
         "What the models of the GPUs stand on:",
         "",
