@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import fsum
 
@@ -107,7 +108,7 @@ class FewestUncapped:
         )
 
 
-class _Capped:
+class _Capped(ABC):
     """Every replica on at caps that follow from the budget alone; unused GPUs are parked low."""
 
     name = ""
@@ -127,9 +128,9 @@ class _Capped:
             )
         )
 
+    @abstractmethod
     def caps_w(self, usable_w: float) -> tuple[float, ...]:
         """Cap per pool when `usable_w` watts may be spent on serving GPUs."""
-        raise NotImplementedError
 
     def initial_plan(self, budget: Budget) -> tuple[PoolPlan, ...]:
         """All replicas at the caps of this budget."""
