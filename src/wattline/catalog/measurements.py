@@ -13,6 +13,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -247,10 +248,8 @@ def _precision(row: _Row) -> str:
 def _shape(row: _Row, name: str, precision: str) -> tuple[ModelSpec, bool]:
     """Shape from the catalog by name, else by family, else guessed from the parameter counts."""
     total_b = row.optional("total_params_b", 0.0, 1e5)
-    try:
+    with suppress(InputError):  # not in the catalog by this name
         return model(name), True
-    except InputError:
-        pass
     family = model_family(name)
     for known in model_names():
         if model_family(known) == family:

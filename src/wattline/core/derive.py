@@ -264,7 +264,7 @@ def with_hold(rates_rps: tuple[float, ...], least_rps: float) -> tuple[float, ..
     A setting that is too slow for the batch in flight makes all of its answers late until the batch
     has shrunk, so it is worth less than the rate that it would serve in the long run.
     """
-    if least_rps <= rates_rps[0]:
+    if least_rps <= min(rates_rps):
         return rates_rps
     return tuple(
         rate if rate >= least_rps else round(rate * (rate / least_rps) ** 2, 6)

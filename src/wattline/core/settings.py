@@ -33,7 +33,8 @@ class Settings:
         and 256 output tokens).
         rate_window_s: time constant over which counts fade for the rate in a burst. mix_requests,
         mix_window_s: the calm rate and the mean request are taken over so many requests (a mean of
-        500 is known to about 4 %), but over no more than so many seconds.
+        500 is known to about 4 %), but over no more than so many seconds; the mean answer over at
+        least both, because answers that end while the load rises are the short ones.
         stale_s: metrics older than this are an outage.
         mix_deadband, demand_deadband: relative change of mean request and falling demand below
         which the plan keeps standing on the old value (noise of a minute's traffic).

@@ -90,14 +90,7 @@ class ClosedLoop:
             uses_ledger=policy.uses_ledger,
         )
         self._admission = AdmissionControl(self._plant, experiment.settings)
-        self._telemetry = Telemetry(
-            delay_s=experiment.scenario.telemetry.delay_s,
-            power_noise=experiment.scenario.telemetry.power_noise,
-            seed=experiment.seed,
-            shape=(len(fleet.deployments), len(fleet.pools), fleet.gpu_count),
-            future_rps=self._future_rps() if policy.name == "oracle" else None,
-            future_step_s=FUTURE_STEP_S,
-        )
+        self._telemetry = self._new_telemetry()
         self._series = SeriesBuilder(fleet=fleet, tick_s=TICK_S)
         self._injector = Injector(
             experiment.scenario.faults,
@@ -117,6 +110,17 @@ class ClosedLoop:
         self.peak_booked_w = 0.0
         self._reason_codes: dict[int, str] = {}
         self.draw = DrawMeter(experiment.plant_config.sample_s)
+
+    def _new_telemetry(self) -> Telemetry:
+        experiment, fleet = self.experiment, self._fleet
+        return Telemetry(
+            delay_s=experiment.scenario.telemetry.delay_s,
+            power_noise=experiment.scenario.telemetry.power_noise,
+            seed=experiment.seed,
+            shape=(len(fleet.deployments), len(fleet.pools), fleet.gpu_count),
+            future_rps=self._future_rps() if self._policy.name == "oracle" else None,
+            future_step_s=FUTURE_STEP_S,
+        )
 
     def _future_rps(self) -> Callable[[int, float], tuple[float, ...]]:
         trace = self.experiment.trace

@@ -358,4 +358,4 @@ def test_any_value_in_any_place_is_read_or_refused_in_one_line(data: st.DataObje
 @given(text=st.one_of(st.text(max_size=60), st.binary(max_size=60)))
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_any_text_is_refused_in_one_line(text: str | bytes) -> None:
-    refusal(text)
+    assert refusal(text)

@@ -131,16 +131,6 @@ class DemandCounters:
     ttft_s: tuple[float, ...]
     itl_s: tuple[float, ...]
 
-    def percentile(self, column: str, share: float) -> float | None:
-        """Interpolated percentile of `ttft_s` or `itl_s`; None when the window holds none."""
-        values = sorted(getattr(self, column))
-        if not values:
-            return None
-        place = share * (len(values) - 1)
-        low = int(place)
-        high = min(low + 1, len(values) - 1)
-        return float(round(values[low] + (values[high] - values[low]) * (place - low), 9))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
