@@ -10,9 +10,9 @@ READY  := $(VENV)/.ready
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.core: requirements/core.lock pyproject.toml
+$(VENV)/.core: requirements/sim.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/core.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sim.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -37,10 +37,10 @@ format: $(READY) ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 
 lock: ## Lock the dependencies anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
-	  requirements/core.in -o requirements/core.lock
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
-	  requirements/dev.in -o requirements/dev.lock
+	for name in sim agent dev; do \
+	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	    requirements/$$name.in -o requirements/$$name.lock || exit 1; \
+	done
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""GPUs behind one seam: NVML, DCGM, simulated."""

@@ -1,0 +1,1 @@
+"""The Kubernetes API server, for as little as possible: this node's pods and resource slices."""

@@ -1,0 +1,1 @@
+"""Which pod holds which GPU: PodResources, DRA claims, and processes as the fallback."""

@@ -1,0 +1,90 @@
+"""Pods and the GPUs that they hold, as every source of either tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from wattline.core.errors import WattlineError
+
+LIMIT_ANNOTATION = "dynamo.nvidia.com/gpu-power-limit"
+"""Watts per GPU as text; source: NVIDIA Dynamo's power agent. The key's presence opts a pod in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of this node. `limit` is its annotation's text; None: the pod has never opted in.
+
+    `finished`: it has ended (Succeeded, Failed), so it holds no GPU whatever a listing says.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    limit: str | None
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PodName:
+    """How PodResources names a pod: no UID, so names that are used again must be guarded."""
+
+    namespace: str
+    name: str
+
+
+class OwnerMethod(StrEnum):
+    """How the owners of GPUs were found out."""
+
+    POD_RESOURCES = "pod_resources"
+    PROCESSES = "processes"
+    FILES = "files"
+    """Written down by hand or by a test, without a cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who holds which GPU. `pods` has, per GPU UUID, what holds it: names or UIDs by `method`.
+
+    A GPU that nobody holds is absent. MIG instances and time-sliced replicas count for the GPU
+    that they are part of. `unresolved`: one line for each device that could not be told.
+    """
+
+    method: OwnerMethod
+    pods: Mapping[str, frozenset[PodName] | frozenset[str]]
+    unresolved: tuple[str, ...] = ()
+
+
+class SourceError(WattlineError):
+    """A listing failed. The caller freezes what it knew: a failure is never an empty answer."""
+
+
+class PodSource(Protocol):
+    """This node's pods, kept up to date in the background."""
+
+    def start(self) -> None:
+        """Begin to watch; returns at once."""
+
+    def stop(self) -> None:
+        """End within a second or two."""
+
+    def pods(self) -> Sequence[Pod]:
+        """All pods as of the newest good listing or event; SourceError when there is none yet."""
+
+    def age_s(self) -> float | None:
+        """Seconds since the source was last known to be in step; None: never."""
+
+    def failures(self) -> int:
+        """Failed calls since the start."""
+
+
+class OwnerSource(Protocol):
+    """Who holds which GPU now, by a local call."""
+
+    def owners(self) -> Ownership:
+        """Ask now; SourceError when it cannot be told."""
+
+    def close(self) -> None:
+        """Let go of sockets."""

@@ -1,0 +1,60 @@
+"""What coordinator and node say to each other: plain values, no transport.
+
+`Gpu` is whatever both sides name a GPU by: its UUID on real nodes, an index in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+PROTOCOL_VERSION = 1
+"""Carried by every message on the wire; another version is refused with a clear word."""
+
+Gpu = TypeVar("Gpu", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant(Generic[Gpu]):
+    """A lease on watts for one GPU, addressed to one incarnation of its node.
+
+    epoch, sequence: the newest pair is the one to obey. incarnation: the start (or brake) of the
+    node that it is meant for; any other must not obey it. watts: leave to enforce so much. brake_w:
+    where a brake takes the GPU. lease_s: seconds on the node's monotonic clock, counted from
+    receipt, for which the node may act on it. expiry_w: where the node goes when the lease has
+    ended; None: it stays where it is.
+    """
+
+    gpu: Gpu
+    incarnation: int
+    epoch: int
+    sequence: int
+    watts: float
+    brake_w: float
+    lease_s: float
+    expiry_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Generic[Gpu]):
+    """What a node says about one GPU.
+
+    incarnation: the start (or brake) of the node that speaks. epoch, sequence: the newest grant
+    acted on (sequence 0: the epoch is accepted, no grant acted on yet). report_sequence: the number
+    of this report, rising by the order of making within an incarnation. enforced_w: the limit that
+    the hardware says it obeys, read after acting. held_w: the largest limit that the node may still
+    write by itself. standing_s: seconds for which the enforced limit is known to have stood when
+    the report was made; they count as settled. budget_version: the newest version of the budget
+    that the node has seen, None if it watches none.
+    """
+
+    gpu: Gpu
+    incarnation: int
+    epoch: int
+    sequence: int
+    report_sequence: int
+    enforced_w: float
+    held_w: float
+    standing_s: float = 0.0
+    budget_version: int | None = None

@@ -1,0 +1,1 @@
+"""Exploration of the grant protocol: every interleaving of small fleets, and broken variants."""

@@ -1,0 +1,1 @@
+"""A virtual GPU node for tests and demonstrations: NVML, kubelet and cgroups without hardware."""
