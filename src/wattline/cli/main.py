@@ -9,23 +9,48 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import click
 
 from wattline import __version__
 from wattline.core.errors import WattlineError
 
-# Subcommands are imported when called: `wattline --help` must not pay for numpy.
+
+class Entry(NamedTuple):
+    """Where a subcommand lives, what it does, and the extra whose libraries it needs."""
+
+    path: str
+    text: str
+    extra: str
+
+
+# Subcommands are imported when called: `wattline --help` must not pay for numpy, and the agent's
+# installation has no numpy at all.
 COMMANDS = {
-    "simulate": ("wattline.cli.simulate:simulate", "Run one policy in closed loop on a trace."),
-    "compare": ("wattline.cli.compare:compare", "Run several policies at several budgets."),
-    "plan": ("wattline.cli.plan:plan", "Decide on one snapshot and say why."),
-    "explain": ("wattline.cli.explain:explain", "Say why a recorded run did what it did."),
-    "replay": ("wattline.cli.replay:replay", "Recompute every recorded decision."),
-    "scenario": ("wattline.cli.scenario:scenario", "List, show and check scenarios."),
-    "models": ("wattline.cli.models:models", "GPU products, language models, cap response."),
-    "profile": ("wattline.cli.profile:profile", "Fit models to measurements."),
+    "simulate": Entry(
+        "wattline.cli.simulate:simulate", "Run one policy in closed loop on a trace.", "sim"
+    ),
+    "compare": Entry(
+        "wattline.cli.compare:compare", "Run several policies at several budgets.", "sim"
+    ),
+    "plan": Entry("wattline.cli.plan:plan", "Decide on one snapshot and say why.", "sim"),
+    "explain": Entry(
+        "wattline.cli.explain:explain", "Say why a recorded run did what it did.", "sim"
+    ),
+    "replay": Entry("wattline.cli.replay:replay", "Recompute every recorded decision.", "sim"),
+    "scenario": Entry("wattline.cli.scenario:scenario", "List, show and check scenarios.", "sim"),
+    "models": Entry(
+        "wattline.cli.models:models", "GPU products, language models, cap response.", "sim"
+    ),
+    "profile": Entry("wattline.cli.profile:profile", "Fit models to measurements.", "sim"),
+    "agent": Entry("wattline.cli.agent:agent", "Make the GPUs of this node obey.", "agent"),
+    "demo-node": Entry(
+        "wattline.cli.demo_node:demo_node", "A virtual 8-GPU node under a budget, live.", "agent"
+    ),
+    "virtual-node": Entry(
+        "wattline.cli.virtual_node:virtual_node", "GPUs and a kubelet without hardware.", "agent"
+    ),
 }
 
 
@@ -40,7 +65,7 @@ class LazyGroup(click.Group):
         """The subcommand `cmd_name`, imported now; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
-        module, attribute = COMMANDS[cmd_name][0].split(":")
+        module, attribute = COMMANDS[cmd_name].path.split(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
@@ -48,7 +73,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, entry.text) for name, entry in COMMANDS.items()])
 
 
 @click.command(
@@ -64,6 +89,7 @@ def cli() -> None:
       wattline compare demo --out out/demo     several policies on the embedded default
       wattline simulate demo --out out/run     one run, recorded
       wattline explain out/run                 why it did what it did
+      wattline demo-node                       a virtual GPU node, its agent, a cut and a brake
     """  # noqa: D301  # click wants the backspace itself
 
 
@@ -89,9 +115,21 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        _fail(_missing_library(error), 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
+
+
+def _missing_library(error: ModuleNotFoundError) -> str:
+    """Which extra brings the missing library; a missing module of our own is a bug, raised on."""
+    called = next((argument for argument in sys.argv[1:] if argument in COMMANDS), None)
+    if called is None or error.name is None or error.name.split(".")[0] == "wattline":
+        raise error
+    return (
+        f"{called}: {error.name} is not installed: pip install 'wattline[{COMMANDS[called].extra}]'"
+    )
 
 
 def _asked_to_end(number: int, frame: FrameType | None) -> None:
