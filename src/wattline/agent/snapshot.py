@@ -114,3 +114,5 @@ class AgentSnapshot:
     sources: Mapping[str, float | None] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     not_ready: tuple[str, ...] = ()
+    report: bytes = b""
+    """The report as every reader gets it: the bytes of `report.json` and of `GET /report`."""
