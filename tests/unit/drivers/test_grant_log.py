@@ -114,9 +114,7 @@ def test_a_log_cut_anywhere_yields_a_prefix_and_says_what_was_torn(
         epoch, found, torn = reopened(cut)
         assert found == records[: len(found)]
         assert epoch == (1 if length >= whole.index(b"\n") else 0)
-        assert torn == length - len(
-            b"".join(whole[:length].splitlines(True)[: _good(whole, length)])
-        )
+        assert torn == length - _whole_lines(whole, length)
         again = GrantLog(cut)
         assert again.replay.torn_bytes == 0
         again.open_epoch(7)
