@@ -8,23 +8,18 @@ version does not know are ignored: within one version, fields may only be added.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from wattline.core.errors import InputError
+from wattline.drivers.json_fields import Fields, parse, uuid_of
 from wattline.drivers.trusted_files import replace_file
-from wattline.grants.messages import PROTOCOL_VERSION, Grant, Report
+from wattline.grants.messages import PROTOCOL_VERSION, Adopt, Grant, Report
 
 MAX_GRANT_BYTES = 1 << 20
-_LARGEST_COUNT = 2**63 - 1
-_LARGEST_W = 1e6
 _LARGEST_J = 1e18
 _LONGEST_LEASE_S = 366 * 86400.0
 _LONGEST_STANDING_S = 1e9  # "for as long as anybody can tell"
-_MOST_GPUS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +34,18 @@ class GpuGrant:
 class GrantFile:
     """What a coordinator says to one node.
 
-    epoch: the coordinator's; accepted by the node even without a grant. budget_version: of the
-    budget that the grants were planned for. restore: GPUs to be given back: once a grant books the
-    original limit, the node writes that and manages the GPU no more.
+    epoch: the coordinator's. budget_version: of the newest budget; that of each grant where it
+    names none. adopt: GPUs whose node is asked to say what it holds under this epoch. restore: GPUs
+    to be given back: once a grant books the original limit, the node writes that and manages the
+    GPU no more. Every replacement of the file is one receipt of all its messages, which renews the
+    leases of grants that are in it unchanged.
     """
 
     node: str
     epoch: int
     budget_version: int | None = None
     grants: tuple[GpuGrant, ...] = ()
+    adopt: tuple[Adopt[str], ...] = ()
     restore: tuple[str, ...] = ()
 
 
@@ -105,24 +103,31 @@ class NodeReport:
 
 def decode_grants(content: bytes, *, node: str, where: str) -> GrantFile:
     """Grants out of a document; InputError for one that is torn, foreign or cannot be meant."""
-    document = _Reader(_parse(content, where), where)
+    document = parse(content, where)
     document.check_protocol()
     meant_for = document.text("node")
     if meant_for != node:
         raise InputError(f"{where}: node", meant_for, f"meant for another node than {node}")
     epoch = document.count("epoch")
+    version = document.count_or_none("budget_version")
     entries = [
-        _decode_grant(_Reader(entry, f"{where}: grants[{index}]"), epoch)
+        _decode_grant(Fields(entry, f"{where}: grants[{index}]"), epoch, version)
         for index, entry in enumerate(document.items("grants"))
     ]
-    _refuse_twice([entry.grant.gpu for entry in entries], f"{where}: grants")
-    restore = [_uuid(entry, f"{where}: restore") for entry in document.items("restore")]
+    adoptions = [
+        _decode_adoption(Fields(entry, f"{where}: adopt[{index}]"), epoch, version)
+        for index, entry in enumerate(document.items("adopt"))
+    ]
+    addressed = [entry.grant.gpu for entry in entries] + [entry.gpu for entry in adoptions]
+    _refuse_twice(addressed, f"{where}: grants and adopt")
+    restore = [uuid_of(entry, f"{where}: restore") for entry in document.items("restore")]
     _refuse_twice(restore, f"{where}: restore")
     return GrantFile(
         node=node,
         epoch=epoch,
-        budget_version=document.count_or_none("budget_version"),
+        budget_version=version,
         grants=tuple(entries),
+        adopt=tuple(adoptions),
         restore=tuple(restore),
     )
 
@@ -144,9 +149,14 @@ def encode_grants(grants: GrantFile) -> bytes:
                 "brake_w": entry.grant.brake_w,
                 "lease_s": entry.grant.lease_s,
                 "expiry_w": entry.grant.expiry_w,
+                "budget_version": entry.grant.budget_version,
                 "clock_mhz": entry.clock_mhz,
             }
             for entry in grants.grants
+        ],
+        "adopt": [
+            {field.name: getattr(entry, field.name) for field in fields(Adopt)}
+            for entry in grants.adopt
         ],
         "restore": list(grants.restore),
     }
@@ -177,13 +187,13 @@ def encode_report(report: NodeReport) -> bytes:
 
 def decode_report(content: bytes, *, node: str, where: str) -> NodeReport:
     """A report out of a document; InputError for one that is torn, foreign or cannot be meant."""
-    document = _Reader(_parse(content, where), where)
+    document = parse(content, where)
     document.check_protocol()
     from_node = document.text("node")
     if from_node != node:
         raise InputError(f"{where}: node", from_node, f"from another node than {node}")
     gpus = [
-        _decode_gpu_report(_Reader(entry, f"{where}: gpus[{index}]"))
+        _decode_gpu_report(Fields(entry, f"{where}: gpus[{index}]"))
         for index, entry in enumerate(document.items("gpus"))
     ]
     _refuse_twice([entry.gpu for entry in gpus], f"{where}: gpus")
@@ -212,111 +222,11 @@ _REPORT_HEAD = (
 )
 
 
-class _Reader:
-    """Typed look-ups in one JSON object; every refusal is an InputError that names the field."""
-
-    def __init__(self, entry: object, where: str) -> None:
-        if not isinstance(entry, dict):
-            raise InputError(where, entry, "must be an object")
-        self._entry: Mapping[str, Any] = entry
-        self._where = where
-
-    def check_protocol(self) -> None:
-        found = self._entry.get("protocol")
-        if found != PROTOCOL_VERSION or isinstance(found, bool):
-            raise InputError(
-                f"{self._where}: protocol",
-                found,
-                f"this program speaks {PROTOCOL_VERSION}: bring both sides to one version",
-            )
-
-    def text(self, name: str) -> str:
-        found = self._entry.get(name)
-        if not isinstance(found, str) or len(found) > 1000:
-            raise self.refusal(name, "must be a text")
-        return found
-
-    def text_or_none(self, name: str) -> str | None:
-        return None if self._entry.get(name) is None else self.text(name)
-
-    def uuid(self, name: str) -> str:
-        return _uuid(self._entry.get(name), f"{self._where}: {name}")
-
-    def count(self, name: str) -> int:
-        found = self._entry.get(name)
-        if not isinstance(found, int) or isinstance(found, bool):
-            raise self.refusal(name, "must be a whole number")
-        if not 0 <= found <= _LARGEST_COUNT:
-            raise self.refusal(name, "must be from 0 to 2^63 - 1")
-        return found
-
-    def count_or_none(self, name: str) -> int | None:
-        return None if self._entry.get(name) is None else self.count(name)
-
-    def number(self, name: str, largest: float) -> float:
-        found = self._entry.get(name)
-        if not isinstance(found, int | float) or isinstance(found, bool):
-            raise self.refusal(name, "must be a number")
-        # Compared before the conversion: a whole number may be too large for a float.
-        if not 0 <= found <= largest or not math.isfinite(found):
-            raise self.refusal(name, f"must be from 0 to {largest:g}")
-        return float(found)
-
-    def number_or_none(self, name: str, largest: float) -> float | None:
-        return None if self._entry.get(name) is None else self.number(name, largest)
-
-    def watts(self, name: str) -> float:
-        return self.number(name, _LARGEST_W)
-
-    def watts_or_none(self, name: str) -> float | None:
-        return self.number_or_none(name, _LARGEST_W)
-
-    def flag_or_none(self, name: str) -> bool | None:
-        found = self._entry.get(name)
-        if found is not None and not isinstance(found, bool):
-            raise self.refusal(name, "must be true or false")
-        return found
-
-    def items(self, name: str) -> list[object]:
-        found = self._entry.get(name, [])
-        if not isinstance(found, list) or len(found) > _MOST_GPUS:
-            raise self.refusal(name, f"must be a list of at most {_MOST_GPUS}")
-        return found
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        found = self.items(name)
-        texts = [entry for entry in found if isinstance(entry, str)]
-        if len(texts) != len(found):
-            raise self.refusal(name, "must be a list of texts")
-        return tuple(texts)
-
-    def object(self, name: str) -> _Reader | None:
-        found = self._entry.get(name)
-        return None if found is None else _Reader(found, f"{self._where}: {name}")
-
-    def refusal(self, name: str, remedy: str) -> InputError:
-        return InputError(f"{self._where}: {name}", self._entry.get(name), remedy)
-
-
-def _parse(content: bytes, where: str) -> object:
-    try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        found = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(where, found, "no whole JSON document: replace it in one step") from None
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _decode_grant(entry: _Reader, epoch: int) -> GpuGrant:
+def _decode_grant(entry: Fields, epoch: int, version: int | None) -> GpuGrant:
     watts = entry.watts("watts")
     expiry_w = entry.watts_or_none("expiry_w")
     if expiry_w is not None and expiry_w > watts:
         raise entry.refusal("expiry_w", f"must not exceed the {watts:g} W of its grant")
-    # A grant of an earlier epoch may be sent again until the coordinator grants anew.
-    grant_epoch = entry.count_or_none("epoch")
     clock_mhz = entry.count_or_none("clock_mhz")
     if clock_mhz is not None and not 1 <= clock_mhz <= 100_000:
         raise entry.refusal("clock_mhz", "must be from 1 to 100000, or null for none")
@@ -324,18 +234,31 @@ def _decode_grant(entry: _Reader, epoch: int) -> GpuGrant:
         grant=Grant(
             gpu=entry.uuid("gpu"),
             incarnation=entry.count("incarnation"),
-            epoch=epoch if grant_epoch is None else grant_epoch,
+            epoch=entry.count("epoch") if entry.has("epoch") else epoch,
             sequence=entry.count("sequence"),
             watts=watts,
             brake_w=entry.watts("brake_w"),
             lease_s=entry.number("lease_s", _LONGEST_LEASE_S),
             expiry_w=expiry_w,
+            budget_version=entry.count("budget_version")
+            if entry.has("budget_version")
+            else version,
         ),
         clock_mhz=clock_mhz,
     )
 
 
-def _decode_gpu_report(entry: _Reader) -> GpuReport:
+def _decode_adoption(entry: Fields, epoch: int, version: int | None) -> Adopt[str]:
+    return Adopt(
+        gpu=entry.uuid("gpu"),
+        incarnation=entry.count("incarnation"),
+        epoch=entry.count("epoch") if entry.has("epoch") else epoch,
+        sequence=entry.count("sequence"),
+        budget_version=entry.count("budget_version") if entry.has("budget_version") else version,
+    )
+
+
+def _decode_gpu_report(entry: Fields) -> GpuReport:
     gpu = entry.uuid("gpu")
     said = entry.object("report")
     known = entry.object("facts")
@@ -346,7 +269,7 @@ def _decode_gpu_report(entry: _Reader) -> GpuReport:
     )
 
 
-def _decode_report_of(gpu: str, said: _Reader) -> Report[str]:
+def _decode_report_of(gpu: str, said: Fields) -> Report[str]:
     return Report(
         gpu=gpu,
         incarnation=said.count("incarnation"),
@@ -357,10 +280,11 @@ def _decode_report_of(gpu: str, said: _Reader) -> Report[str]:
         held_w=said.watts("held_w"),
         standing_s=said.number("standing_s", _LONGEST_STANDING_S),
         budget_version=said.count_or_none("budget_version"),
+        persistence=said.flag_or_none("persistence"),
     )
 
 
-def _decode_facts(known: _Reader) -> GpuFacts:
+def _decode_facts(known: Fields) -> GpuFacts:
     return GpuFacts(
         index=known.count_or_none("index"),
         product=known.text_or_none("product"),
@@ -388,12 +312,6 @@ def _plain_report(report: Report[str]) -> dict[str, object]:
     plain = {field.name: getattr(report, field.name) for field in fields(report)}
     plain["standing_s"] = min(report.standing_s, _LONGEST_STANDING_S)
     return plain
-
-
-def _uuid(found: object, where: str) -> str:
-    if not isinstance(found, str) or not 1 <= len(found) <= 200 or not found.isprintable():
-        raise InputError(where, found, "must be the UUID of a GPU")
-    return found
 
 
 def _refuse_twice(names: list[str], where: str) -> None:
