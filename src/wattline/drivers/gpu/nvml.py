@@ -25,6 +25,7 @@ from wattline.drivers.gpu.nvml_binding import (
     load_binding,
 )
 from wattline.drivers.gpu.nvml_handle import NO_VALUE_MW, OwnHandle
+from wattline.drivers.gpu.reasons import reason_names
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,21 +38,6 @@ FIELD_CURRENT_LIMIT = 190
 FIELD_REQUESTED_LIMIT = 192
 
 _CLOCK_SM = 1
-
-# nvmlClocksEventReasons of nvml.h.
-CLOCK_EVENT_REASONS = {
-    0x1: "gpu_idle",
-    0x2: "applications_clocks_setting",
-    0x4: "sw_power_cap",
-    0x8: "hw_slowdown",
-    0x10: "sync_boost",
-    0x20: "sw_thermal",
-    0x40: "hw_thermal",
-    0x80: "hw_power_brake",
-    0x100: "display_clock_setting",
-    0x200: "board_limit",
-    0x400: "reliability",
-}
 
 _AGREE_W = 1.0
 """Two sources of one limit that differ by no more than this agree (drivers round to a watt)."""
@@ -67,15 +53,6 @@ def milliwatts(watts: float) -> int:
     if not math.isfinite(watts) or watts <= 0:
         raise GpuError(GpuFault.OUT_OF_RANGE, f"limit {watts!r} W: not a positive number of watts")
     return math.floor(watts * 1000 + _FLOAT_NOISE_MW)
-
-
-def reason_names(bits: int) -> frozenset[str]:
-    """Name the set bits of a clock-event mask; bits of later releases keep their number."""
-    return frozenset(
-        CLOCK_EVENT_REASONS.get(1 << place, f"unknown_{1 << place:#x}")
-        for place in range(bits.bit_length())
-        if bits >> place & 1
-    )
 
 
 class NvmlDriver:

@@ -19,6 +19,10 @@ def open_driver(name: str, *, dcgm_host: str = "localhost", dcgm_port: int = 555
         from wattline.drivers.gpu.nvml import NvmlDriver
 
         return NvmlDriver()
+    if name == "dcgm":
+        from wattline.drivers.gpu.dcgm import DcgmDriver
+
+        return DcgmDriver(dcgm_host, dcgm_port, readings=lambda: open_driver("nvml"))
     if name == "simulated":
         from wattline.drivers.gpu.simulated import SimulatedDriver
 
