@@ -18,6 +18,10 @@ class Pod:
     """A pod of this node. `limit` is its annotation's text; None: the pod has never opted in.
 
     `finished`: it has ended (Succeeded, Failed), so it holds no GPU whatever a listing says.
+    `asks_gpu`: its specification asks for a GPU or for a claimed device; None: the source does not
+    say. `static_uid`: for a static pod the UID that the kubelet and cgroups know it by; `uid` is
+    that of the API server's mirror of it. `acknowledged`: the kubelet knows of this UID, so what it
+    lists under this name is this pod and not an earlier one; None: the source does not say.
     """
 
     namespace: str
@@ -25,6 +29,9 @@ class Pod:
     uid: str
     limit: str | None
     finished: bool = False
+    asks_gpu: bool | None = None
+    static_uid: str | None = None
+    acknowledged: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
