@@ -1,0 +1,517 @@
+"""The control of the virtual GPUs: make them, load them, break them, and read them without NVML.
+
+Everything works on the state file that the virtual `libnvidia-ml.so.1` of other processes maps.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wattline.core.errors import InputError
+from wattline.virtual import library as lib
+from wattline.virtual.build import build
+from wattline.virtual.products import PRODUCTS
+
+DRIVER_VERSION = "580.95.05"
+_LOG_ROOM = 1024
+
+
+class Group(IntEnum):
+    """Groups of NVML calls that share faults and counters; field values count for their group."""
+
+    ALL = 0
+    SESSION = 1
+    ENUMERATION = 2
+    IDENTITY = 3
+    LIMIT_READ = 4
+    LIMIT_WRITE = 5
+    POWER = 6
+    ENERGY = 7
+    FIELDS = 8
+    CLOCK_READ = 9
+    CLOCK_WRITE = 10
+    REASONS = 11
+    PERSISTENCE = 12
+    PROCESS_LIST = 13
+    MIG = 14
+    TELEMETRY = 15
+    EVENTS = 16
+
+
+class Cause(IntEnum):
+    """Who or what made a change."""
+
+    CREATED = 1
+    NVML = 2
+    CONTROL = 3
+    RIVAL = 4
+    RELOAD = 5
+    UNLOAD = 6
+    OUT_OF_BAND = 7
+
+
+class NvmlCode(IntEnum):
+    """NVML's return codes that faults use."""
+
+    SUCCESS = 0
+    UNINITIALIZED = 1
+    INVALID_ARGUMENT = 2
+    NOT_SUPPORTED = 3
+    NO_PERMISSION = 4
+    NOT_FOUND = 6
+    DRIVER_NOT_LOADED = 9
+    TIMEOUT = 10
+    FUNCTION_NOT_FOUND = 13
+    GPU_IS_LOST = 15
+    RESET_REQUIRED = 16
+    IN_USE = 19
+    UNKNOWN = 999
+
+
+class _Setting(IntEnum):
+    LOAD = 0
+    REQUESTED = 1
+    CEILING = 2
+    FLOOR = 3
+    PERSISTENCE = 4
+    MIG = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """A virtual GPU at one moment, as its registers have it."""
+
+    uuid: str
+    index: int | None
+    """Present NVML index; None: removed."""
+    product: str
+    enforced_w: float
+    requested_w: float
+    default_w: float
+    min_w: float
+    max_w: float
+    load_w: float
+    draw_w: float
+    average_w: float
+    energy_j: float
+    clock_mhz: int
+    clock_ceiling_mhz: int | None
+    capped: bool
+    persistence: bool
+    mig: bool
+    lost_xid: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One entry of a GPU's log. Entries that leave the limit as it is are part of it."""
+
+    uuid: str
+    sequence: int
+    time_ns: int
+    """On CLOCK_MONOTONIC."""
+    cause: Cause
+    pid: int
+    before_mw: int
+    enforced_mw: int
+    requested_mw: int
+    load_mw: int
+    clock_ceiling_mhz: int
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualProcess:
+    """A process on a GPU, as NVML lists it. Instances matter on a split GPU only."""
+
+    pid: int
+    memory_bytes: int = 1 << 30
+    gpu_instance: int = 0xFFFFFFFF
+    compute_instance: int = 0xFFFFFFFF
+    graphics: bool = False
+
+
+class VirtualGpus:
+    """The GPUs of one virtual node. A GPU is named by its UUID or by its present NVML index.
+
+    Safe to use from several threads and processes at once.
+    """
+
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
+        """Open an existing state file; InputError when it is none of this version."""
+        self.path = path
+        self.library = build(cache)
+        self._lib: Any = lib.load(self.library)
+        handle = c.c_void_p()
+        lib.check(self._lib.wv_open(bytes(path), c.byref(handle)), "virtual node", str(path))
+        self._handle: c.c_void_p | None = handle
+        self._slots: dict[str, int] = {}
+        self._overview()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        products: Sequence[str],
+        *,
+        persistence: bool = True,
+        settle_s: float | None = None,
+        seed: int = 0,
+        cache: Path | None = None,
+    ) -> Self:
+        """Make a state file with these GPUs. UUIDs follow from the seed; settle_s: else the product's."""
+        library: Any = lib.load(build(cache))
+        code = library.wv_create(bytes(path), DRIVER_VERSION.encode())
+        lib.check(code, "virtual node", str(path))
+        gpus = cls(path, cache)
+        for product in products:
+            gpus.add(product, persistence=persistence, settle_s=settle_s, seed=seed)
+        return gpus
+
+    def close(self) -> None:
+        """Let go of the mapping; the file and other processes stay as they are."""
+        if self._handle is not None:
+            self._lib.wv_close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What there is
+
+    def uuids(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs in the order of their NVML indices."""
+        view = self._overview()
+        by_slot = {slot: uuid for uuid, slot in self._slots.items()}
+        return tuple(by_slot[view.order[i]] for i in range(view.count))
+
+    def clients(self) -> tuple[int, ...]:
+        """Process ids that have an NVML session and are alive."""
+        return tuple(pid for pid in self._overview().clients if pid)
+
+    def state(self, gpu: str | int) -> GpuState:
+        """Read a GPU's registers now."""
+        slot = self._slot(gpu)
+        spec, view = self._spec(slot), lib.View()
+        self._call("wv_read_gpu", gpu, slot, c.byref(view))
+        overview = self._overview()
+        order = list(overview.order[: overview.count])
+        entry = view.entry
+        return GpuState(
+            uuid=spec.uuid.decode(),
+            index=order.index(slot) if slot in order else None,
+            product=spec.name.decode(),
+            enforced_w=entry.enforced_mw / 1000,
+            requested_w=entry.requested_mw / 1000,
+            default_w=spec.default_mw / 1000,
+            min_w=spec.min_mw / 1000,
+            max_w=spec.max_mw / 1000,
+            load_w=entry.load_mw / 1000,
+            draw_w=view.draw_mw / 1000,
+            average_w=view.average_mw / 1000,
+            energy_j=view.energy_mj / 1000,
+            clock_mhz=view.clock_mhz,
+            clock_ceiling_mhz=entry.clock_max_mhz or None,
+            capped=bool(view.capped),
+            persistence=bool(entry.persistence),
+            mig=bool(entry.mig),
+            lost_xid=overview.lost[slot] or None,
+        )
+
+    def enforced_mw(self, gpu: str | int) -> int:
+        """Only the enforced limit: cheap enough to sample every millisecond."""
+        view = lib.View()
+        self._call("wv_read_gpu", gpu, self._slot(gpu), c.byref(view))
+        return int(view.entry.enforced_mw)
+
+    def changes(self, gpu: str | int, after: int = 0) -> tuple[list[Change], int]:
+        """Log entries after the sequence number `after`, and how many are no longer there."""
+        slot = self._slot(gpu)
+        uuid = self._spec(slot).uuid.decode()
+        room = (lib.Entry * _LOG_ROOM)()
+        lost = c.c_uint64()
+        count = self._lib.wv_read_log(self._handle, slot, after, room, _LOG_ROOM, c.byref(lost))
+        found = [
+            Change(
+                uuid=uuid,
+                sequence=entry.seq,
+                time_ns=entry.t_ns,
+                cause=Cause(entry.cause),
+                pid=entry.pid,
+                before_mw=entry.before_mw,
+                enforced_mw=entry.enforced_mw,
+                requested_mw=entry.requested_mw,
+                load_mw=entry.load_mw,
+                clock_ceiling_mhz=entry.clock_max_mhz,
+            )
+            for entry in room[:count]
+        ]
+        return found, lost.value
+
+    def calls(self, gpu: str | int | None, group: Group) -> int:
+        """NVML calls of a group so far; `gpu` None: those that concern the node."""
+        slot = lib.NODE if gpu is None else self._slot(gpu)
+        return int(self._lib.wv_read_calls(self._handle, slot, group))
+
+    def processes(self, gpu: str | int) -> list[VirtualProcess]:
+        """The processes that NVML lists."""
+        room = (lib.Process * lib.MAX_PROCESSES)()
+        count = self._lib.wv_read_processes(self._handle, self._slot(gpu), room)
+        return [
+            VirtualProcess(
+                pid=found.pid,
+                memory_bytes=found.memory_bytes,
+                gpu_instance=found.gpu_instance,
+                compute_instance=found.compute_instance,
+                graphics=bool(found.graphics),
+            )
+            for found in room[:count]
+        ]
+
+    # What happens to it
+
+    def set_load(self, gpu: str | int, watts: float) -> None:
+        """What the work would draw at full clocks without a limit."""
+        self._set(gpu, _Setting.LOAD, round(watts * 1000), Cause.CONTROL)
+
+    def write_limit(self, gpu: str | int, watts: float, cause: Cause = Cause.CONTROL) -> None:
+        """Write a limit past NVML, its faults and its range: as another writer, or by hand."""
+        self._set(gpu, _Setting.REQUESTED, round(watts * 1000), cause)
+
+    def hold_below(self, gpu: str | int, watts: float | None) -> None:
+        """Hold the enforced limit at `watts` at most, out of band; None ends it."""
+        self._set(gpu, _Setting.CEILING, round((watts or 0) * 1000), Cause.OUT_OF_BAND)
+
+    def hold_above(self, gpu: str | int, watts: float | None) -> None:
+        """Hold the enforced limit at `watts` at least, out of band; None ends it."""
+        self._set(gpu, _Setting.FLOOR, round((watts or 0) * 1000), Cause.OUT_OF_BAND)
+
+    def set_persistence(self, gpu: str | int, on: bool) -> None:
+        """Persistence mode, past NVML."""
+        self._set(gpu, _Setting.PERSISTENCE, int(on), Cause.CONTROL)
+
+    def set_processes(self, gpu: str | int, processes: Sequence[VirtualProcess]) -> None:
+        """The processes that NVML lists from now on."""
+        room = (lib.Process * max(1, len(processes)))()
+        for place, process in zip(room, processes, strict=False):
+            place.pid = process.pid
+            place.graphics = int(process.graphics)
+            place.gpu_instance = process.gpu_instance
+            place.compute_instance = process.compute_instance
+            place.memory_bytes = process.memory_bytes
+        self._call("wv_set_processes", gpu, self._slot(gpu), room, len(processes))
+
+    def split(self, gpu: str | int, instances: int) -> tuple[str, ...]:
+        """Turn MIG on with so many instances, or off with 0. The UUIDs of the instances."""
+        slot = self._slot(gpu)
+        spec = self._spec(slot)
+        room = (lib.Mig * max(1, instances))()
+        base = uuid.UUID(spec.uuid.decode().removeprefix("GPU-"))
+        names = tuple(f"MIG-{uuid.uuid5(base, str(i))}" for i in range(instances))
+        for i, name in enumerate(names):
+            room[i].uuid = name.encode()
+            room[i].gpu_instance = i + 1
+            room[i].memory_bytes = spec.memory_bytes // instances
+        self._call("wv_set_migs", gpu, slot, room, instances)
+        return names
+
+    def add(
+        self,
+        product: str,
+        *,
+        persistence: bool = True,
+        settle_s: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """Add a GPU in a free slot, last in the order. Its UUID."""
+        if product not in PRODUCTS:
+            raise InputError("product", product, f"use one of {', '.join(PRODUCTS)}")
+        view = self._overview()
+        free = [slot for slot in range(lib.MAX_GPUS) if slot not in self._slots.values()]
+        free = free or [slot for slot in range(lib.MAX_GPUS) if not view.present[slot]]
+        if not free:
+            raise InputError("product", product, f"a virtual node has {lib.MAX_GPUS} GPUs at most")
+        spec = _spec(product, free[0], persistence, settle_s, seed)
+        self._call("wv_add_gpu", product, free[0], c.byref(spec))
+        self._slots[spec.uuid.decode()] = free[0]
+        return str(spec.uuid.decode())
+
+    def remove(self, gpu: str | int) -> None:
+        """Take a GPU away: it is enumerated no more and its handles are lost."""
+        self._call("wv_remove_gpu", gpu, self._slot(gpu))
+
+    def renumber(self, uuids: Sequence[str], *, stale_handles: bool = True) -> None:
+        """Give the GPUs new indices, in this order."""
+        order = (c.c_uint32 * max(1, len(uuids)))(*(self._slot(u) for u in uuids))
+        self._call("wv_reorder", list(uuids), order, len(uuids), int(stale_handles))
+
+    def reload(
+        self, *, absent_s: float = 0.0, dead_session: NvmlCode = NvmlCode.UNINITIALIZED
+    ) -> None:
+        """Unload the driver and load it again: default limits, no processes, stale handles.
+
+        Sessions opened before get `dead_session` from every call until they init again, which
+        fails with DRIVER_NOT_LOADED while the driver is absent.
+        """
+        self._call("wv_reload", "driver", int(absent_s * 1e9), int(dead_session))
+
+    # What goes wrong
+
+    def fail(
+        self,
+        gpu: str | int | None,
+        group: Group = Group.ALL,
+        code: int = NvmlCode.UNKNOWN,
+        *,
+        count: int | None = None,
+        delay_s: float = 0.0,
+    ) -> None:
+        """Make the next `count` calls of a group (None: all until cleared) return `code`, late.
+
+        `code` SUCCESS only makes them slow. `gpu` None: calls that concern the node
+        (SESSION, ENUMERATION, EVENTS).
+        """
+        slot = lib.NODE if gpu is None else self._slot(gpu)
+        left = -1 if count is None else count
+        self._call("wv_set_fault", gpu, slot, group, int(code), left, int(delay_s * 1e6))
+
+    def lose(self, gpu: str | int, xid: int = 79) -> None:
+        """The GPU falls off the bus; 79 is the Xid of that."""
+        self._call("wv_set_lost", gpu, self._slot(gpu), xid)
+
+    def recover(self, gpu: str | int) -> None:
+        """A lost GPU is back, as it was."""
+        self._call("wv_set_lost", gpu, self._slot(gpu), 0)
+
+    def hide_fields(self, gpu: str | int, ids: Sequence[int]) -> None:
+        """These field ids are not supported by the GPU from now on."""
+        room = (c.c_uint32 * max(1, len(ids)))(*ids)
+        self._call("wv_hide_fields", gpu, self._slot(gpu), room, len(ids))
+
+    def rival(
+        self,
+        gpu: str | int,
+        watts: float,
+        *,
+        period_s: float = 0.0,
+        count: int | None = None,
+        delay_s: float = 0.0,
+    ) -> None:
+        """Another writer: once, or every `period_s` and `count` times (None: until cleared).
+
+        Due writes are made, with the times at which they were due, by whoever touches the GPU next.
+        """
+        first_ns = self._lib.wv_clock() + int(delay_s * 1e9)
+        left = (1 if period_s <= 0 else -1) if count is None else count
+        self._call(
+            "wv_set_rival",
+            gpu,
+            self._slot(gpu),
+            round(watts * 1000),
+            first_ns,
+            int(period_s * 1e9),
+            left,
+        )
+
+    def clear(self, gpu: str | int | None = None) -> None:
+        """End all faults of a GPU, or (None) of the whole node. Limits stay as they are."""
+        names: list[str | int] = list(self._slots) if gpu is None else [gpu]
+        slots = [self._slot(name) for name in names] + ([lib.NODE] if gpu is None else [])
+        for slot in slots:
+            for group in Group:
+                self._call("wv_set_fault", gpu, slot, group, 0, 0, 0)
+        for name in names:
+            self.recover(name)
+            self.hide_fields(name, ())
+            self._call("wv_set_rival", name, self._slot(name), 0, 0, 0, 0)
+            state = self._view(name).entry
+            if state.ceiling_mw:
+                self.hold_below(name, None)
+            if state.floor_mw:
+                self.hold_above(name, None)
+
+    # Inside
+
+    def _view(self, gpu: str | int) -> lib.View:
+        view = lib.View()
+        self._call("wv_read_gpu", gpu, self._slot(gpu), c.byref(view))
+        return view
+
+    def _set(self, gpu: str | int, setting: _Setting, value: int, cause: Cause) -> None:
+        self._call("wv_set", gpu, self._slot(gpu), setting, value, cause)
+
+    def _call(self, name: str, found: object, *arguments: object) -> None:
+        if self._handle is None:
+            raise InputError("virtual node", str(self.path), "is closed")
+        lib.check(getattr(self._lib, name)(self._handle, *arguments), "virtual GPU", found)
+
+    def _overview(self) -> lib.Overview:
+        view = lib.Overview()
+        self._call("wv_read_node", str(self.path), c.byref(view))
+        if sum(1 for present in view.present if present) != len(self._slots):
+            self._slots = {
+                self._spec(slot).uuid.decode(): slot
+                for slot in range(lib.MAX_GPUS)
+                if view.present[slot]
+            } | self._slots
+        return view
+
+    def _spec(self, slot: int) -> lib.Spec:
+        spec = lib.Spec()
+        self._call("wv_read_spec", slot, slot, c.byref(spec))
+        return spec
+
+    def _slot(self, gpu: str | int) -> int:
+        if isinstance(gpu, int):
+            view = self._overview()
+            if not 0 <= gpu < view.count:
+                raise InputError("GPU", gpu, f"the node has {view.count} GPUs")
+            return int(view.order[gpu])
+        if gpu not in self._slots:
+            self._overview()
+        if gpu not in self._slots:
+            raise InputError("GPU", gpu, "no GPU of the node has this UUID")
+        return self._slots[gpu]
+
+
+def _spec(
+    product: str, slot: int, persistence: bool, settle_s: float | None, seed: int
+) -> lib.Spec:
+    what = PRODUCTS[product]
+    own = uuid.uuid5(uuid.NAMESPACE_OID, f"wattline virtual GPU {seed} {slot} {product}")
+    settle = what.settle_s if settle_s is None else settle_s
+    bus = 0x18 + 8 * slot
+    return lib.Spec(
+        uuid=f"GPU-{own}".encode(),
+        name=what.nvml_name.encode(),
+        serial=f"165{seed % 10000:04d}{slot:06d}".encode(),
+        bus_id=f"00000000:{bus % 256:02X}:00.0".encode(),
+        pci_bus=bus % 256,
+        pci_device_id=what.pci_device_id,
+        minor=slot,
+        architecture=what.architecture,
+        min_mw=what.min_limit_w * 1000,
+        max_mw=what.max_limit_w * 1000,
+        default_mw=what.default_limit_w * 1000,
+        idle_mw=what.idle_w * 1000,
+        min_mhz=what.min_clock_mhz,
+        max_mhz=what.max_clock_mhz,
+        memory_mhz=what.memory_clock_mhz,
+        persistence=int(persistence),
+        memory_bytes=what.memory_bytes,
+        settle_ns=int(settle * 1e9),
+    )

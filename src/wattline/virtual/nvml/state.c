@@ -1,0 +1,278 @@
+/* The shared state of the virtual GPUs: mapping, lock, rings, and what a GPU draws over time. */
+#include "state.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOCK_WAIT_S 10
+#define AVERAGE_NS 1000000000ll /* NVML averages power over a second on Hopper and Blackwell */
+
+int64_t wv_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000ll + now.tv_nsec;
+}
+
+/* 0; or an errno; EPROTO: the file is not a state of this version. */
+int wv_open_context(wv_context *context, const char *path)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return errno;
+    struct stat status;
+    if (fstat(fd, &status) != 0 || status.st_size != (off_t)sizeof(wv_map)) {
+        close(fd);
+        return EPROTO;
+    }
+    void *memory = mmap(NULL, sizeof(wv_map), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int error = errno;
+    close(fd);
+    if (memory == MAP_FAILED)
+        return error;
+    wv_map *map = memory;
+    if (map->magic != WV_MAGIC || map->version != WV_VERSION || map->size != sizeof(wv_map)) {
+        munmap(memory, sizeof(wv_map));
+        return EPROTO;
+    }
+    context->map = map;
+    context->device = (uint64_t)status.st_dev;
+    context->inode = (uint64_t)status.st_ino;
+    return 0;
+}
+
+void wv_close_context(wv_context *context)
+{
+    munmap(context->map, sizeof(wv_map));
+    context->map = NULL;
+}
+
+/* 0, or an errno. A holder that died leaves nothing half done: entries are published whole. */
+int wv_lock(wv_map *map)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += LOCK_WAIT_S;
+    int error = pthread_mutex_timedlock(&map->lock, &until);
+    if (error == EOWNERDEAD) {
+        pthread_mutex_consistent(&map->lock);
+        return 0;
+    }
+    return error;
+}
+
+void wv_unlock(wv_map *map)
+{
+    pthread_mutex_unlock(&map->lock);
+}
+
+/* The entry in force. The ring is so long that a slot is not used again while it is copied,
+ * unless the reader was stopped in the middle, which the second look finds out. */
+wv_entry wv_newest(wv_gpu *gpu)
+{
+    wv_entry copy;
+    uint64_t seq;
+    do {
+        seq = atomic_load_explicit(&gpu->newest, memory_order_acquire);
+        copy = gpu->ring[seq % WV_RING];
+        atomic_thread_fence(memory_order_acquire);
+    } while (atomic_load_explicit(&gpu->newest, memory_order_relaxed) - seq >= WV_RING - 1);
+    return copy;
+}
+
+/* What the work would draw with no power limit. Power above idle goes with the square of the clock
+ * when a ceiling on the clock is set: an assumption, between the linear and the cubic law. */
+static double demand_mw(const wv_spec *spec, const wv_entry *entry)
+{
+    double above = (double)entry->load_mw - spec->idle_mw;
+    if (above < 0)
+        above = 0;
+    if (entry->clock_max_mhz && entry->clock_max_mhz < spec->max_mhz) {
+        double share = (double)entry->clock_max_mhz / spec->max_mhz;
+        above *= share * share;
+    }
+    return spec->idle_mw + above;
+}
+
+/* The limit that the chip obeys `after_ns` past the entry: it moves towards the register at the rate
+ * that takes the whole range of limits in the settle time, so no change takes longer than that. */
+static double chip_mw(const wv_spec *spec, const wv_entry *entry, double after_ns)
+{
+    if (spec->settle_ns <= 0)
+        return entry->enforced_mw;
+    double step = (double)(spec->max_mw - spec->min_mw) / (double)spec->settle_ns * after_ns;
+    double gap = (double)entry->enforced_mw - entry->chip_mw;
+    if (fabs(gap) <= step)
+        return entry->enforced_mw;
+    return entry->chip_mw + (gap > 0 ? step : -step);
+}
+
+static double draw_mw(const wv_spec *spec, double demand, double chip)
+{
+    double held = demand < chip ? demand : chip;
+    return held > spec->idle_mw ? held : spec->idle_mw;
+}
+
+/* Adds energy and held-back time over a stretch in which the chip's limit is linear. */
+static void integrate(const wv_spec *spec, wv_entry *entry, double demand, double from, double to,
+                      double span_ns)
+{
+    double cuts[4] = {0, 1, 1, 1};
+    int n = 1;
+    double marks[2] = {demand, (double)spec->idle_mw};
+    for (int i = 0; i < 2; i++) {
+        double at = from == to ? -1 : (marks[i] - from) / (to - from);
+        if (at > 0 && at < 1)
+            cuts[n++] = at;
+    }
+    if (n == 3 && cuts[1] > cuts[2]) {
+        double swap = cuts[1];
+        cuts[1] = cuts[2];
+        cuts[2] = swap;
+    }
+    cuts[n] = 1;
+    for (int i = 0; i < n; i++) {
+        double length = (cuts[i + 1] - cuts[i]) * span_ns;
+        double middle = from + (to - from) * (cuts[i] + cuts[i + 1]) / 2;
+        entry->energy_mj += draw_mw(spec, demand, middle) * length * 1e-9;
+        if (middle < demand)
+            entry->capped_ns += length;
+    }
+}
+
+/* The same GPU later: what the chip obeys, the energy and the held-back time are carried on. */
+wv_entry wv_advance(const wv_spec *spec, const wv_entry *from, int64_t now_ns)
+{
+    wv_entry entry = *from;
+    double span = now_ns > from->t_ns ? (double)(now_ns - from->t_ns) : 0;
+    double demand = demand_mw(spec, from);
+    double gap = fabs((double)from->enforced_mw - from->chip_mw);
+    double range = (double)(spec->max_mw - spec->min_mw);
+    double moving = range > 0 ? gap / range * (double)spec->settle_ns : 0;
+    if (moving > span)
+        moving = span;
+    double chip = chip_mw(spec, from, span);
+    integrate(spec, &entry, demand, from->chip_mw, chip, moving);
+    integrate(spec, &entry, demand, chip, chip, span - moving);
+    entry.chip_mw = chip;
+    if (now_ns > from->t_ns)
+        entry.t_ns = now_ns;
+    return entry;
+}
+
+/* Makes `entry` the one in force; the caller holds the lock. */
+void wv_publish(wv_gpu *gpu, wv_entry *entry, uint32_t cause, uint32_t pid)
+{
+    uint64_t seq = atomic_load_explicit(&gpu->newest, memory_order_relaxed);
+    entry->before_mw = seq ? gpu->ring[seq % WV_RING].enforced_mw : entry->enforced_mw;
+    entry->seq = seq + 1;
+    entry->cause = cause;
+    entry->pid = pid;
+    gpu->ring[(seq + 1) % WV_RING] = *entry;
+    atomic_store_explicit(&gpu->newest, seq + 1, memory_order_release);
+}
+
+/* The enforced limit is the requested one unless something out of band holds it lower or higher. */
+void wv_set_requested(const wv_spec *spec, wv_entry *entry, uint32_t requested_mw)
+{
+    entry->requested_mw = requested_mw;
+    entry->enforced_mw = requested_mw;
+    if (entry->floor_mw && entry->enforced_mw < entry->floor_mw)
+        entry->enforced_mw = entry->floor_mw;
+    if (entry->ceiling_mw && entry->enforced_mw > entry->ceiling_mw)
+        entry->enforced_mw = entry->ceiling_mw;
+    if (spec->settle_ns <= 0)
+        entry->chip_mw = entry->enforced_mw;
+}
+
+/* As after a load of the driver: default limit, no lock on the clocks, counters from zero. What is
+ * out of band stays. The caller holds the lock. */
+void wv_reset_gpu(wv_gpu *gpu, int64_t now_ns, uint32_t cause)
+{
+    wv_entry last = wv_newest(gpu);
+    wv_entry entry = wv_advance(&gpu->spec, &last, now_ns);
+    entry.clock_min_mhz = entry.clock_max_mhz = 0;
+    entry.energy_mj = entry.capped_ns = 0;
+    wv_set_requested(&gpu->spec, &entry, gpu->spec.default_mw);
+    wv_publish(gpu, &entry, cause, 0);
+}
+
+/* Energy a second ago, and how long ago that was: less than a second after a load of the driver. */
+static double average_mw(wv_gpu *gpu, const wv_entry *now)
+{
+    wv_entry past = *now;
+    uint64_t seq = now->seq;
+    int64_t target = now->t_ns - AVERAGE_NS;
+    for (int back = 0; back < WV_RING / 2; back++) {
+        past = gpu->ring[seq % WV_RING];
+        if (past.t_ns <= target || past.seq <= 1 || past.cause == WV_RELOAD ||
+            past.cause == WV_UNLOAD)
+            break;
+        seq--;
+    }
+    if (past.t_ns < target)
+        past = wv_advance(&gpu->spec, &past, target);
+    double span_ns = (double)(now->t_ns - past.t_ns);
+    if (span_ns <= 0)
+        return -1;
+    return (now->energy_mj - past.energy_mj) / span_ns * 1e9;
+}
+
+void wv_look(wv_gpu *gpu, int64_t now_ns, wv_view *view)
+{
+    const wv_spec *spec = &gpu->spec;
+    wv_entry entry = wv_newest(gpu);
+    wv_entry now = wv_advance(spec, &entry, now_ns);
+    double demand = demand_mw(spec, &entry);
+    view->entry = entry;
+    view->chip_mw = now.chip_mw;
+    view->draw_mw = draw_mw(spec, demand, now.chip_mw);
+    view->energy_mj = now.energy_mj;
+    view->capped_ns = now.capped_ns;
+    view->capped = now.chip_mw < demand;
+    view->average_mw = average_mw(gpu, &now);
+    if (view->average_mw < 0)
+        view->average_mw = view->draw_mw;
+    double top = spec->max_mhz;
+    if (entry.clock_max_mhz && entry.clock_max_mhz < top)
+        top = entry.clock_max_mhz;
+    double clock = spec->min_mhz;
+    if (demand > spec->idle_mw)
+        clock = top * sqrt((view->draw_mw - spec->idle_mw) / (demand - spec->idle_mw));
+    if (clock < spec->min_mhz)
+        clock = spec->min_mhz;
+    if (entry.clock_min_mhz > clock && !view->capped)
+        clock = entry.clock_min_mhz < top ? entry.clock_min_mhz : top;
+    view->clock_mhz = (uint32_t)(clock + 0.5);
+}
+
+/* Makes the writes of another writer that have come due, at the times at which they were due. */
+void wv_rival_due(wv_map *map, wv_gpu *gpu, int64_t now_ns)
+{
+    int64_t next = atomic_load_explicit(&gpu->rival.next_ns, memory_order_acquire);
+    if (next == 0 || now_ns < next || wv_lock(map) != 0)
+        return;
+    wv_rival *rival = &gpu->rival;
+    next = atomic_load_explicit(&rival->next_ns, memory_order_relaxed);
+    if (next != 0 && now_ns >= next) {
+        wv_entry last = wv_newest(gpu);
+        int64_t at = next > last.t_ns ? next : last.t_ns;
+        wv_entry entry = wv_advance(&gpu->spec, &last, at);
+        wv_set_requested(&gpu->spec, &entry, rival->limit_mw);
+        if (entry.requested_mw != last.requested_mw)
+            wv_publish(gpu, &entry, WV_RIVAL, 0);
+        int64_t writes = rival->period_ns > 0 ? 1 + (now_ns - next) / rival->period_ns : 1;
+        if (rival->remaining > 0)
+            rival->remaining = writes < rival->remaining ? rival->remaining - (int32_t)writes : 0;
+        int over = rival->period_ns <= 0 || rival->remaining == 0;
+        atomic_store_explicit(&rival->next_ns, over ? 0 : next + writes * rival->period_ns,
+                              memory_order_release);
+    }
+    wv_unlock(map);
+}
