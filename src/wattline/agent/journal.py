@@ -13,10 +13,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.trusted_files import read_trusted, replace_file, sync_folder
+
+T = TypeVar("T")
 
 JOURNAL_VERSION = 1
 _MOST_BYTES = 4 << 20
@@ -31,18 +33,28 @@ class JournalError(WattlineError):
 class GpuRecord:
     """What must be remembered of one GPU.
 
-    original_w: the limit found before our first write; None: never written. ours_w: limits that we
-    have asked for and that may be in force: the newest, and the one before while the newest may
-    not have reached the GPU. Another limit than these is somebody else's. held_w: the largest limit
-    that we may write by ourselves. clock_mhz: the clock ceiling that we set. pinned_w: an
-    operator's pin.
+    original_w: the limit found before our first write. ours_w: the limits that we asked for last,
+    newest first, of which any may be in force; empty: the GPU's limit is not ours. held_w: the
+    largest limit that we may write by ourselves. brake_w, lease_s, expiry_w: of the newest grant;
+    a brake may write brake_w before the journal can tell. clock_mhz: the clock ceiling that we set.
+    pinned_w: an operator's pin. let_go: a person gave the GPU back until they resume.
     """
 
     original_w: float | None = None
     ours_w: tuple[float, ...] = ()
     held_w: float | None = None
+    brake_w: float | None = None
+    lease_s: float | None = None
+    expiry_w: float | None = None
     clock_mhz: int | None = None
     pinned_w: float | None = None
+    let_go: bool = False
+
+    def may_be_ours(self, enforced_w: float) -> bool:
+        """Whether we may have written the limit that is found in force."""
+        if self.ours_w:
+            return enforced_w in self.ours_w or enforced_w == self.brake_w
+        return enforced_w == self.brake_w and enforced_w != self.original_w
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +62,8 @@ class JournalState:
     """All that the journal holds. `operator_hold`: who and why; `braked`: not yet released."""
 
     incarnation: int = 0
+    epoch: int = 0
+    budget_version: int | None = None
     operator_hold: str | None = None
     braked: bool = False
     gpus: Mapping[str, GpuRecord] = field(default_factory=dict)
@@ -144,36 +158,44 @@ def decode(content: bytes) -> JournalState:
 
 
 def _state(body: Any) -> JournalState:
-    hold = body["operator_hold"]
-    if hold is not None and not isinstance(hold, str):
-        raise TypeError("operator_hold")
-    if not isinstance(body["braked"], bool) or not isinstance(body["incarnation"], int):
-        raise TypeError("braked or incarnation")
     return JournalState(
-        incarnation=body["incarnation"],
-        operator_hold=hold,
-        braked=body["braked"],
+        incarnation=_typed(body["incarnation"], int),
+        epoch=_typed(body["epoch"], int),
+        budget_version=_typed_or_none(body["budget_version"], int),
+        operator_hold=_typed_or_none(body["operator_hold"], str),
+        braked=_typed(body["braked"], bool),
         gpus={str(uuid): _record(entry) for uuid, entry in body["gpus"].items()},
     )
 
 
 def _record(entry: Any) -> GpuRecord:
-    clock_mhz = entry["clock_mhz"]
-    if clock_mhz is not None and not isinstance(clock_mhz, int):
-        raise TypeError("clock_mhz")
     return GpuRecord(
-        original_w=_watts(entry["original_w"]),
-        ours_w=tuple(watts for each in entry["ours_w"] if (watts := _watts(each)) is not None),
-        held_w=_watts(entry["held_w"]),
-        clock_mhz=clock_mhz,
-        pinned_w=_watts(entry["pinned_w"]),
+        original_w=_number(entry["original_w"]),
+        ours_w=tuple(watts for each in entry["ours_w"] if (watts := _number(each)) is not None),
+        held_w=_number(entry["held_w"]),
+        brake_w=_number(entry["brake_w"]),
+        lease_s=_number(entry["lease_s"]),
+        expiry_w=_number(entry["expiry_w"]),
+        clock_mhz=_typed_or_none(entry["clock_mhz"], int),
+        pinned_w=_number(entry["pinned_w"]),
+        let_go=_typed(entry["let_go"], bool),
     )
 
 
-def _watts(found: Any) -> float | None:
+def _typed(found: Any, kind: type[T]) -> T:
+    if not isinstance(found, kind):
+        raise TypeError(f"{found!r} is no {kind.__name__}")
+    return found
+
+
+def _typed_or_none(found: Any, kind: type[T]) -> T | None:
+    return None if found is None else _typed(found, kind)
+
+
+def _number(found: Any) -> float | None:
     if found is None:
         return None
-    watts = float(found)
-    if not (math.isfinite(watts) and watts >= 0):
-        raise ValueError(f"{found} W")
-    return watts
+    number = float(found)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{found!r} is no quantity")
+    return number

@@ -62,11 +62,11 @@ class Lane:
                 self._order = order
                 self._wake.notify()
 
-    def brake(self, watts: float) -> None:
-        """Take the GPU to `watts` ahead of all that waits; callable from any thread."""
+    def brake(self, watts: float, count: int) -> None:
+        """Take the GPU to `watts` ahead of all that waits; `count`: the number of this brake."""
         with self._wake:
-            self._brakes += 1
-            self._brake = Order(serial=BRAKE_SERIAL, brakes=self._brakes, watts=watts)
+            self._brakes = count
+            self._brake = Order(serial=BRAKE_SERIAL, brakes=count, watts=watts)
             self._order = None
             self._wake.notify()
 

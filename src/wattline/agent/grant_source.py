@@ -1,0 +1,179 @@
+"""Where grants come from: a file, or a directory with one per node, that is replaced atomically.
+
+The same thread looks after the brake file. Both are looked at by `stat`, which works on every file
+system and through the links of Kubernetes' volumes; a look costs about 10 microseconds of CPU, and
+the content is read only when the file has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from wattline.core.errors import InputError
+from wattline.drivers.grant_files import MAX_GRANT_BYTES, GrantFile, decode_grants
+from wattline.drivers.json_fields import parse
+from wattline.drivers.trusted_files import read_trusted
+
+_MOST_BRAKE_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class GrantsRefused:
+    """Grants that cannot be obeyed, and why in one line; those obeyed before stay in force."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BrakeFile:
+    """The brake file came (present) or went; `budget_version` where its content names one."""
+
+    present: bool
+    budget_version: int | None = None
+
+
+GrantEvent = GrantFile | GrantsRefused | BrakeFile
+
+
+class GrantSource(Protocol):
+    """A source of grants and, with them, of the budget's brake."""
+
+    def start(self, post: Callable[[GrantEvent], None]) -> None:
+        """Begin to watch; `post` takes each event, from the source's own thread."""
+
+    def stop(self) -> None:
+        """End within a second."""
+
+    def age_s(self) -> float | None:
+        """Seconds since good grants were last seen to be in place; None: never."""
+
+
+Signature = tuple[int, int, int, int]
+
+
+class FileGrantSource:
+    """Grants of `node` from `path`, looked at every `poll_s`; `path` None: the brake file only."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        node: str,
+        brake_file: Path | None,
+        poll_s: float,
+        now: Callable[[], float],
+    ) -> None:
+        self._path = path
+        self._node = node
+        self._brake_file = brake_file
+        self._poll_s = poll_s
+        self._now = now
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._seen: Signature | None = None
+        self._content: bytes | None = None
+        self._unsettled = False
+        self._refusal: str | None = None
+        self._brake_seen: Signature | None = None
+        self._good_s: float | None = None
+
+    def start(self, post: Callable[[GrantEvent], None]) -> None:
+        """Begin to watch."""
+        self._thread = threading.Thread(target=self._run, args=(post,), name="grants", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(1.0)
+
+    def age_s(self) -> float | None:
+        """Seconds since good grants were last seen to be in place."""
+        return None if self._good_s is None else self._now() - self._good_s
+
+    def look(self) -> list[GrantEvent]:
+        """One look at both files: what has changed since the last one."""
+        events = self._look_at_brake()
+        if self._path is not None:
+            events += self._look_at_grants(self._path)
+        return events
+
+    def _run(self, post: Callable[[GrantEvent], None]) -> None:
+        while True:
+            for event in self.look():
+                post(event)
+            if self._stop.wait(self._poll_s):
+                return
+
+    def _look_at_brake(self) -> list[GrantEvent]:
+        if self._brake_file is None:
+            return []
+        seen = _signature(self._brake_file)
+        if seen == self._brake_seen:
+            return []
+        self._brake_seen = seen
+        if seen is None:
+            return [BrakeFile(present=False)]
+        return [BrakeFile(present=True, budget_version=_budget_version(self._brake_file))]
+
+    def _look_at_grants(self, path: Path) -> list[GrantEvent]:
+        file = path / f"{self._node}.json" if path.is_dir() else path
+        seen = _signature(file)
+        if seen is None:
+            return self._refused(f"{file}: there is no such file yet", forget=True)
+        if seen == self._seen and not self._unsettled:
+            if self._refusal is None:
+                self._good_s = self._now()
+            return []
+        # Two replacements within one tick of the file system's clock may look alike, so the look
+        # after a change reads once more.
+        changed = seen != self._seen
+        self._unsettled, self._seen = changed, seen
+        try:
+            content = read_trusted(file, max_bytes=MAX_GRANT_BYTES)
+            if not changed and content == self._content:
+                return []
+            self._content = content
+            grants = decode_grants(content, node=self._node, where=str(file))
+        except FileNotFoundError:
+            return self._refused(f"{file}: there is no such file yet", forget=True)
+        except InputError as error:
+            return self._refused(str(error))
+        except OSError as error:
+            return self._refused(f"{file}: cannot be read: {error.strerror or error}", forget=True)
+        self._refusal = None
+        self._good_s = self._now()
+        return [grants]
+
+    def _refused(self, why: str, *, forget: bool = False) -> list[GrantEvent]:
+        """Say so once per reason; `forget`: look again even if nothing changes."""
+        if forget:
+            self._seen = None
+        if why == self._refusal:
+            return []
+        self._refusal = why
+        return [GrantsRefused(why)]
+
+
+def _signature(path: Path) -> Signature | None:
+    """What changes when a file is replaced or rewritten; None: there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _budget_version(path: Path) -> int | None:
+    """The version of the budget that a brake file names; a file of any other content brakes too."""
+    try:
+        content = read_trusted(path, max_bytes=_MOST_BRAKE_BYTES)
+        return parse(content, str(path)).count_or_none("budget_version")
+    except (InputError, OSError):
+        return None
