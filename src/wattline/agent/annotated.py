@@ -96,6 +96,8 @@ class PodIndex:
         for pod in pods:
             name = PodName(pod.namespace, pod.name)
             self._by_uid[pod.uid] = pod
+            if pod.static_uid is not None:
+                self._by_uid[pod.static_uid] = pod
             before = self._by_name.get(name)
             if before is None or before.finished:
                 self._by_name[name] = pod

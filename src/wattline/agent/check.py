@@ -170,11 +170,7 @@ def _gpus(devices: Sequence[GpuDevice], settings: AgentSettings) -> Iterator[Row
 
 def _gpu(who: str, device: GpuDevice, settings: AgentSettings) -> Iterator[Row]:
     limits = device.range()
-    enforced_w, requested_w, default_w = (
-        device.enforced_w(),
-        device.requested_w(),
-        device.default_w(),
-    )
+    enforced_w, requested_w = device.enforced_w(), device.requested_w()
     shown = ", ".join(
         f"{name} {'unknown' if watts is None else f'{watts:.0f} W'}"
         for name, watts in (

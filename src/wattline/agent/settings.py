@@ -234,6 +234,16 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
+def flag_name(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def is_switch(name: str) -> bool:
+    """Whether a setting is true or false."""
+    return SETTINGS[name].reader is _flag
+
+
 def address_of(listen: str, where: str = "listen") -> tuple[str, int]:
     """Host and port of `HOST:PORT` or `[IPV6]:PORT`; port 0: any free one."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", listen, re.A)
@@ -284,7 +294,7 @@ def load_settings(
             take(name, env[variable], variable)
     for name, raw in flags.items():
         if raw is not None:
-            take(name, raw, f"--{name.replace('_', '-')}")
+            take(name, raw, flag_name(name))
     settings = AgentSettings(**{"node": "", **values})
     if not settings.node and settings.pod_source != "kube":
         settings = dataclasses.replace(settings, node=_NAME("node (host's name)", gethostname()))
