@@ -1,6 +1,6 @@
-"""Fixtures on a virtual GPU node, for any test folder.
+"""Fixtures on a virtual GPU node, for any test module.
 
-Its conftest.py names what it needs: `from virtual_fixtures import virtual_node  # noqa: F401`.
+A test module asks for them with `pytest_plugins = ("virtual_fixtures",)`.
 """
 
 from __future__ import annotations

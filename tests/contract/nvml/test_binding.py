@@ -10,6 +10,8 @@ import pytest
 from wattline.virtual.gpus import Group, NvmlCode
 from wattline.virtual.node import VirtualNode
 
+pytest_plugins = ("virtual_fixtures",)
+
 
 @pytest.fixture
 def handle(local_node: VirtualNode) -> Iterator[object]:
