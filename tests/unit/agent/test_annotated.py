@@ -220,9 +220,7 @@ def test_a_name_used_again_means_the_pod_that_lives(order: int) -> None:
 
 
 def test_a_static_pod_is_known_by_both_of_its_uids() -> None:
-    pod = Pod(
-        "kube-system", "static", "mirror", "300", static_uid="d41d8cd98f00b204e9800998ecf8427e"
-    )
+    pod = Pod("kube-system", "static", "mirror", "300", static_uid="d41d8cd98f00b204")
     owners = ["mirror", "d41d8cd98f00b204"]
     decision = decide(owners, PodIndex([pod]), ours=False, limits=RANGE, safe_default_w=500.0)
     assert (decision.watts, decision.counters) == (300.0, ())
