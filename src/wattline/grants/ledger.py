@@ -1,134 +1,82 @@
 """The booking ledger: who may draw how much, as far as we can know.
 
 For every GPU g, L(g) is the limit that its newest report says the hardware enforces, and G(g) the
-largest grant sent to it that no report proves superseded. Its booking is the larger of the two,
-kept up for the settle time after it falls, or the GPU's largest limit while we cannot know. The one
-promise: no call of `grant` makes the sum of all bookings plus the guard band exceed the budget.
+largest limit that its node may still write by itself: the largest grant sent that no answer proves
+superseded, or what the node says that it holds. Its booking is the larger of the two, kept up for
+the settle time after it falls, or the GPU's largest limit while we cannot know. The one promise: no
+call of `grant` makes the sum of all bookings plus the guard band exceed the budget.
+
+A report frees watts only if it answers something that this ledger's coordinator sent to the very
+incarnation that speaks (rule ECHO_PROVES); any other report may only raise what is booked. So
+incarnations need no order, and a report delayed from before a restart frees nothing.
 
 State is held in integer milliwatts, so that sums stay exact; watts appear at the interface only.
 Every call costs O(1), amortised. No clock is read: `now_s` comes in and never runs backwards here.
-
-Rules (numbers refer to "Safety: watts are leased" in the design):
-a raise takes only free watts (2); a lowered GPU keeps its booking until a report carries the new
-grant and the settle time has passed (2); silence frees nothing (3); what a report shows is booked
-as found (6). The node's side of the bargain is that it obeys only a grant newer than every grant
-that it has obeyed, and that its reports are numbered in the order in which they were made.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Hashable, Mapping
+from copy import copy
+from typing import Generic, Self
 
 from wattline.core.errors import InputError, SafetyError
+from wattline.grants.allowance import Allowance
+from wattline.grants.answers import Refusal, RefusalReason, Terms
+from wattline.grants.book import Book, GpuLimits, new_book
+from wattline.grants.exposure import Cause, Exposure, share_out
+from wattline.grants.messages import Adopt, Gpu, Grant, Report
+from wattline.grants.watts import milliwatts
 
-_NEVER = 2**62  # a sequence that no grant reaches: nothing that is known supersedes it
-_MOST_ALIVE = 16  # grants remembered apart per GPU; beyond it neighbours merge, on the safe side
-
-
-@dataclass(frozen=True, slots=True)
-class GpuLimits:
-    """Range of power limits that one GPU accepts, and how long its draw follows its register."""
-
-    min_w: float
-    max_w: float
-    settle_s: float
+__all__ = ["GpuLimits", "Ledger", "Refusal", "RefusalReason", "Terms"]
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Leave for one GPU to enforce `watts`. The newest (epoch, sequence) is the one to obey."""
-
-    gpu: int
-    epoch: int
-    sequence: int
-    watts: float
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a node says about one GPU.
-
-    epoch, sequence: the newest grant acted on (sequence 0: the epoch is accepted, no grant acted
-    on yet). report_sequence: the number of this report, rising by the order of making.
-    enforced_w: the limit that the hardware says it obeys, read after acting. standing_s: seconds
-    for which that limit is known to have stood when the report was made; they count as settled.
-    """
-
-    gpu: int
-    epoch: int
-    sequence: int
-    report_sequence: int
-    enforced_w: float
-    standing_s: float = 0.0
-
-
-class RefusalReason(StrEnum):
-    """Why a grant was not given."""
-
-    OUT_OF_RANGE = "out_of_range"
-    NO_FREE_WATTS = "no_free_watts"
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A grant that may not be given now; `free_w` is what was free when it was asked."""
-
-    gpu: int
-    watts: float
-    reason: RefusalReason
-    free_w: float
-
-
-@dataclass(slots=True)
-class _Gpu:
-    """Book of one GPU, in milliwatts.
-
-    alive: (sequence, milliwatts) of grants that the node may still obey, oldest first, watts
-    strictly falling: a later grant that is at least as large covers an earlier one.
-    settling: (deadline, milliwatts) of levels that the draw may still follow, watts strictly
-    falling, deadlines rising.
-    """
-
-    min_mw: int
-    max_mw: int
-    settle_s: float
-    booked_mw: int
-    alive: list[tuple[int, int]]
-    settling: list[tuple[float, int]] = field(default_factory=list)
-    enforced_mw: int | None = None
-    report_sequence: int = -1
-    acted: int = -1
-    sent: int = 0
-    newest: Grant | None = None
-
-
-class Ledger:
+class Ledger(Generic[Gpu]):
     """Bookings of one strict domain.
 
-    `limits` gives one entry per GPU; a GPU's index is its identity. Until a first report under
-    `epoch`, a GPU is booked at its largest limit. Raises InputError for values that are not
-    finite numbers in a sensible range.
+    `limits` gives one entry per GPU. `booked_mw`: bounds that a log proves, for a restart; a GPU
+    that it does not name is booked at its largest limit until its node has answered under `epoch`.
+    `silent_after_s`: a GPU without persistence mode that has been silent for so long is booked at
+    its largest limit. Raises InputError for values that are not finite numbers in a sensible range.
     """
 
     def __init__(
-        self, limits: Sequence[GpuLimits], budget_w: float, guard_w: float, epoch: int = 1
+        self,
+        limits: Mapping[Gpu, GpuLimits],
+        budget_w: float,
+        guard_w: float,
+        *,
+        epoch: int = 1,
+        booked_mw: Mapping[Gpu, int] | None = None,
+        silent_after_s: float = float("inf"),
     ) -> None:
         self._epoch = epoch
+        self._silent_after_s = silent_after_s
         self._now_s = 0.0
-        self._due: list[tuple[float, int]] = []
-        self._found: dict[int, int] = {}
-        self._gpus = [_new_gpu(index, entry) for index, entry in enumerate(limits)]
-        self._total_mw = sum(gpu.booked_mw for gpu in self._gpus)
-        self._budget_mw = _milliwatts("budget_w", budget_w)
-        self._guard_mw = _milliwatts("guard_w", guard_w)
+        self._due: list[tuple[float, int, Gpu]] = []
+        self._silences: list[tuple[float, int, Gpu]] = []
+        self._count = 0
+        self._outside: dict[Gpu, tuple[Cause, int]] = {}
+        self._fallen: dict[Gpu, None] = {}
+        self._books: dict[Gpu, Book[Gpu]] = {}
+        self._total_mw = 0
+        self._allowance = Allowance(budget_w, guard_w)
+        bounds = booked_mw or {}
+        for gpu, entry in limits.items():
+            self.add(gpu, entry, bounds.get(gpu))
+
+    # What is known
 
     @property
     def epoch(self) -> int:
         """Epoch that this ledger's grants carry."""
         return self._epoch
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """All GPUs, in the order in which they were added."""
+        return tuple(self._books)
 
     @property
     def total_booked_w(self) -> float:
@@ -137,8 +85,8 @@ class Ledger:
 
     @property
     def usable_w(self) -> float:
-        """Budget less guard band."""
-        return (self._budget_mw - self._guard_mw) / 1000
+        """Budget less guard band, as raises are judged: an announced cut counts at once."""
+        return self._allowance.usable_mw / 1000
 
     @property
     def free_w(self) -> float:
@@ -147,64 +95,140 @@ class Ledger:
 
     @property
     def exposure_w(self) -> float:
-        """Watts by which the bookings exceed what may be booked: never by an action of ours."""
-        return max(0, -self._free_mw) / 1000
+        """Watts by which the bookings exceed the budget in force: never by an action of ours."""
+        return max(0, self._total_mw - self._allowance.in_force_mw) / 1000
 
     @property
-    def found_above_w(self) -> dict[int, float]:
-        """Per GPU: watts by which its enforced limit exceeds every grant that it may obey.
+    def exposures(self) -> tuple[Exposure[Gpu], ...]:
+        """`exposure_w` by GPU and cause, as far as known; a budget cut has no GPU."""
+        return share_out(self.exposure_w, self._outside)
 
-        A rival writer, a clamp upwards, a node back at its defaults. Empty in peace; in order of
-        GPU index.
+    @property
+    def found_above_w(self) -> dict[Gpu, float]:
+        """Per GPU: watts by which its enforced limit exceeds all that it has leave for.
+
+        A rival writer, a clamp upwards, a node back at its defaults. Empty in peace.
         """
-        return {gpu: self._found[gpu] / 1000 for gpu in sorted(self._found)}
+        return {
+            gpu: mw / 1000
+            for gpu, (cause, mw) in self._outside.items()
+            if cause in (Cause.FOUND_ABOVE, Cause.AT_DEFAULT)
+        }
 
     @property
     def _free_mw(self) -> int:
-        return self._budget_mw - self._guard_mw - self._total_mw
+        return self._allowance.usable_mw - self._total_mw
 
-    def booked_w(self, gpu: int) -> float:
+    def booked_w(self, gpu: Gpu) -> float:
         """Return the most that `gpu` may be allowed to draw, as far as we can know."""
-        return self._gpus[gpu].booked_mw / 1000
+        return self._books[gpu].booked_mw / 1000
 
     def booked_column_w(self) -> tuple[float, ...]:
         """Bookings of all GPUs in order, for a snapshot."""
-        return tuple([gpu.booked_mw / 1000 for gpu in self._gpus])
+        return tuple([book.booked_mw / 1000 for book in self._books.values()])
 
-    def newest_grant(self, gpu: int) -> Grant | None:
+    def book(self, gpu: Gpu) -> Book[Gpu]:
+        """Return the book of `gpu`, to be read only."""
+        return self._books[gpu]
+
+    def newest_grant(self, gpu: Gpu) -> Grant[Gpu] | None:
         """Return the newest grant of `gpu`, or None. To be sent again when its node did not act."""
-        return self._gpus[gpu].newest
+        return self._books[gpu].newest
 
-    def acted_on_newest(self, gpu: int) -> bool:
-        """Return True when a report shows that the node acted on the newest grant of `gpu`."""
-        book = self._gpus[gpu]
+    def granted_w(self, gpu: Gpu) -> float | None:
+        """Return the watts that the newest grant gives leave for; None when it is dead.
+
+        It is when its node has started anew, has braked, or fell into doubt since it was sent. What
+        a node declined (an operator's hold) it has no leave for.
+        """
+        book = self._books[gpu]
+        newest = book.newest
+        if newest is None or newest.sequence < book.addressed_from:
+            return None
+        if book.acted >= newest.sequence and book.ours_mw is not None:
+            return book.ours_mw / 1000
+        return newest.watts
+
+    def acted_on_newest(self, gpu: Gpu) -> bool:
+        """Return True when a report answers the newest message that was sent for `gpu`."""
+        book = self._books[gpu]
         return book.acted >= book.sent
 
-    def set_budget(self, budget_w: float, guard_w: float, now_s: float) -> None:
-        """Take a new budget and guard band; a cut below the bookings is exposure, not an error."""
-        self._budget_mw = _milliwatts("budget_w", budget_w)
-        self._guard_mw = _milliwatts("guard_w", guard_w)
+    def reboot_exposure_w(self, nodes: int) -> float:
+        """Watts that could be booked above the present if `nodes` nodes came up at their defaults.
+
+        The worst choice of nodes; to be kept free by whoever wants to be covered (rule
+        EXPOSURE_IS_STATED). O(GPUs).
+        """
+        rises_mw: dict[str, int] = {}
+        for book in self._books.values():
+            rise_mw = max(0, book.default_mw - book.booked_mw)
+            rises_mw[book.node] = rises_mw.get(book.node, 0) + rise_mw
+        return sum(sorted(rises_mw.values(), reverse=True)[:nodes]) / 1000
+
+    # The budget
+
+    def set_budget(
+        self, budget_w: float, guard_w: float, now_s: float, effective_s: float | None = None
+    ) -> None:
+        """Take a new budget and guard band; a cut below the bookings is exposure, not an error.
+
+        With `effective_s` in the future, raises are judged by the smaller of the two at once, and
+        exposure by the new one from then on.
+        """
+        at_s = self._now_s if effective_s is None else effective_s
+        self._allowance.change(budget_w, guard_w, at_s)
         self.advance(now_s)
 
-    def grant(self, gpu: int, watts: float, now_s: float) -> Grant | Refusal:
+    # Granting
+
+    def refusal(self, gpu: Gpu, watts: float) -> RefusalReason | None:
+        """Say why `watts` may not be granted to `gpu` now (rule FREE_WATTS_ONLY)."""
+        book = self._books[gpu]
+        wanted_mw = milliwatts("watts", watts)
+        if not book.min_mw <= wanted_mw <= book.max_mw:
+            return RefusalReason.OUT_OF_RANGE
+        if book.incarnation is None:
+            return RefusalReason.NOT_HEARD
+        rise_mw = wanted_mw - book.booked_mw
+        if rise_mw > 0 and rise_mw > self._free_mw:
+            return RefusalReason.NO_FREE_WATTS
+        return None
+
+    def grant(
+        self,
+        gpu: Gpu,
+        watts: float,
+        now_s: float,
+        terms: Terms | None = None,
+        budget_version: int | None = None,
+    ) -> Grant[Gpu] | Refusal[Gpu]:
         """Book `watts` for `gpu` and return the grant to send, or say why not.
 
         Lowering is always allowed and frees nothing yet. A raise needs free watts for the whole
         difference to the present booking.
         """
         self.advance(now_s)
-        book = self._gpus[gpu]
-        wanted_mw = _milliwatts("watts", watts)
-        if not book.min_mw <= wanted_mw <= book.max_mw:
-            return Refusal(gpu, watts, RefusalReason.OUT_OF_RANGE, self.free_w)
-        rise_mw = wanted_mw - book.booked_mw
-        if rise_mw > 0 and rise_mw > self._free_mw:
-            return Refusal(gpu, watts, RefusalReason.NO_FREE_WATTS, self.free_w)
-        before_mw = self._total_mw
+        reason = self.refusal(gpu, watts)
+        book = self._books[gpu]
+        if reason is not None or book.incarnation is None:
+            return Refusal(gpu, watts, reason or RefusalReason.NOT_HEARD, self.free_w)
+        terms = terms or Terms()
+        wanted_mw, before_mw = milliwatts("watts", watts), self._total_mw
         book.sent += 1
-        _add_alive(book.alive, book.sent, wanted_mw)
-        book.newest = Grant(gpu, self._epoch, book.sent, wanted_mw / 1000)
-        self._set_booked(book, _target_mw(book))
+        book.add_alive(book.sent, wanted_mw)
+        book.newest = Grant(
+            gpu=gpu,
+            incarnation=book.incarnation,
+            epoch=self._epoch,
+            sequence=book.sent,
+            watts=wanted_mw / 1000,
+            brake_w=book.min_mw / 1000 if terms.brake_w is None else terms.brake_w,
+            lease_s=terms.lease_s,
+            expiry_w=terms.expiry_w,
+            budget_version=budget_version,
+        )
+        self._rebook(gpu, book)
         if self._total_mw > before_mw and self._free_mw < 0:
             raise SafetyError(
                 f"grant of {watts} W to GPU {gpu} would book {self.total_booked_w} W "
@@ -212,69 +236,189 @@ class Ledger:
             )
         return book.newest
 
-    def on_report(self, report: Report, now_s: float) -> bool:
+    def adopt(self, gpu: Gpu, budget_version: int | None = None) -> Adopt[Gpu] | None:
+        """Return what asks the incarnation of `gpu` to say what it holds; None if none is known.
+
+        The same message until it is answered or overtaken.
+        """
+        book = self._books[gpu]
+        if book.incarnation is None:
+            return None
+        if book.adopt is None or book.adopt.sequence < book.addressed_from:
+            book.sent += 1
+            book.adopt = Adopt(
+                gpu=gpu,
+                incarnation=book.incarnation,
+                epoch=self._epoch,
+                sequence=book.sent,
+                budget_version=budget_version,
+            )
+        return book.adopt
+
+    # Hearing
+
+    def on_report(self, report: Report[Gpu], now_s: float) -> bool:
         """Take a report in; False when it is a repeat or older than one already taken."""
         self.advance(now_s)
-        book = self._gpus[report.gpu]
-        enforced_mw = _milliwatts(f"report of GPU {report.gpu}: enforced_w", report.enforced_w)
-        if report.report_sequence <= book.report_sequence:
+        book = self._books[report.gpu]
+        where = f"report of GPU {report.gpu}"
+        enforced_mw = milliwatts(f"{where}: enforced_w", report.enforced_w)
+        held_mw = milliwatts(f"{where}: held_w", report.held_w)
+        if report.incarnation in book.ended or (
+            report.incarnation == book.incarnation
+            and report.report_sequence <= book.report_sequence
+        ):
             return False
-        standing_before_mw = _standing_mw(book)
-        book.report_sequence = report.report_sequence
-        book.enforced_mw = enforced_mw
-        self._supersede(book, report)
-        if _standing_mw(book) < standing_before_mw:
-            deadline_s = self._now_s - max(0.0, report.standing_s) + book.settle_s
-            self._settle(report.gpu, book, deadline_s, standing_before_mw)
-        self._set_booked(book, _target_mw(book))
-        found_mw = enforced_mw - book.alive[0][1]
-        if found_mw > 0:
-            self._found[report.gpu] = found_mw
+        before_mw = book.standing_mw
+        known_mw = before_mw if book.ours_mw is not None else None
+        if self._answers(book, report):
+            self._take_answer(book, report, held_mw)
+            ours_mw = max(book.ours_mw or 0, max([0, *(mw for _, mw in book.alive[1:])]))
         else:
-            self._found.pop(report.gpu, None)
+            self._take_unproven(book, report, max(enforced_mw, held_mw))
+            ours_mw = max(enforced_mw, held_mw) if known_mw is None else known_mw
+        book.report_sequence = report.report_sequence
+        book.enforced_mw = self._limit_mw(book, enforced_mw)
+        if book.standing_mw < before_mw:
+            deadline_s = self._now_s - max(0.0, report.standing_s) + book.settle_s
+            self._settle(report.gpu, book, deadline_s, before_mw)
+        self._rebook(report.gpu, book)
+        self._note_found(report.gpu, book, enforced_mw, ours_mw)
+        self._listen(report.gpu, book, report.persistence)
         return True
+
+    def _answers(self, book: Book[Gpu], report: Report[Gpu]) -> bool:
+        """Rule ECHO_PROVES: True for an answer to what was sent to the incarnation that speaks."""
+        return (
+            report.incarnation == book.incarnation
+            and report.epoch == self._epoch
+            and max(book.addressed_from, book.acted) <= report.sequence <= book.sent
+        )
+
+    def _take_answer(self, book: Book[Gpu], report: Report[Gpu], held_mw: int) -> None:
+        book.answered(report.sequence)
+        newest = book.newest
+        if newest is not None and newest.sequence == report.sequence:
+            book.ours_mw = min(milliwatts("watts", newest.watts), held_mw)
+        elif book.ours_mw is None:
+            book.ours_mw = held_mw
+        else:
+            covered = [mw for sequence, mw in book.alive if sequence <= report.sequence]
+            book.ours_mw = min(max([book.ours_mw, *covered]), held_mw)
+        book.supersede(report.sequence, held_mw)
+
+    def _take_unproven(self, book: Book[Gpu], report: Report[Gpu], level_mw: int) -> None:
+        """Rule ECHO_PROVES: what nobody asked for may only raise what is booked."""
+        same = report.incarnation == book.incarnation
+        ours = report.epoch == self._epoch
+        if (
+            report.epoch > self._epoch
+            or (ours and report.sequence > book.sent)
+            or (ours and same and report.sequence < book.acted)
+        ):
+            # Another coordinator, or a node that forgot what it obeyed: anything may be held.
+            level_mw = max(level_mw, book.max_mw)
+        if book.released_mw is not None:
+            level_mw = max(level_mw, book.released_mw)
+            book.released_mw = None
+        if not same or level_mw > book.standing_mw:
+            book.doubt(level_mw)
+        if not same:
+            book.meet(report.incarnation)
+
+    def _limit_mw(self, book: Book[Gpu], enforced_mw: int) -> int:
+        """Rule BOOKED_AS_FOUND: what the hardware says that it obeys, whoever wrote it."""
+        return enforced_mw
+
+    def _note_found(self, gpu: Gpu, book: Book[Gpu], enforced_mw: int, ours_mw: int) -> None:
+        """Remember by how much, and as far as known why, a limit is above what it has leave for."""
+        if enforced_mw > ours_mw:
+            at_default = enforced_mw == book.default_mw
+            cause = Cause.AT_DEFAULT if at_default else Cause.FOUND_ABOVE
+            self._outside[gpu] = (cause, enforced_mw - ours_mw)
+        elif not book.proven and book.ours_mw is None:
+            self._outside[gpu] = (Cause.UNKNOWN, book.booked_mw)
+        else:
+            self._outside.pop(gpu, None)
+
+    # GPUs that come and go
+
+    def add(self, gpu: Gpu, limits: GpuLimits, booked_mw: int | None = None) -> None:
+        """A GPU that is to be booked from now on, at its largest limit unless a bound is known."""
+        if gpu in self._books:
+            raise InputError(f"GPU {gpu}", gpu, "each GPU can be added once")
+        book: Book[Gpu] = new_book(f"limits of GPU {gpu}", limits, booked_mw)
+        self._books[gpu] = book
+        self._total_mw += book.booked_mw
+        self._outside[gpu] = (Cause.UNKNOWN, book.booked_mw)
+
+    def release(self, gpu: Gpu, now_s: float) -> None:
+        """Book nothing for `gpu` because somebody attests that it is powered off or gone.
+
+        A later report of it is booked as found (rule ATTESTED_RELEASE).
+        """
+        self.advance(now_s)
+        book = self._books[gpu]
+        book.released_mw = book.standing_mw
+        book.sent += 1
+        book.alive[:] = [(book.sent, 0)]
+        book.addressed_from = book.sent + 1
+        book.settling.clear()
+        book.enforced_mw = None
+        self._outside.pop(gpu, None)
+        self._rebook(gpu, book)
+
+    def remove(self, gpu: Gpu) -> None:
+        """Forget a GPU that has been released; InputError while anything is booked for it."""
+        book = self._books[gpu]
+        if book.booked_mw:
+            raise InputError(f"GPU {gpu}", self.booked_w(gpu), "release it first: it is booked")
+        del self._books[gpu]
+
+    # Time
 
     def advance(self, now_s: float) -> None:
         """Release what has settled by `now_s`. Called by every other method that takes a time."""
         self._now_s = max(self._now_s, now_s)
+        self._allowance.advance(self._now_s)
         while self._due and self._due[0][0] <= self._now_s:
-            _, gpu = heapq.heappop(self._due)
-            book = self._gpus[gpu]
+            _, _, gpu = heapq.heappop(self._due)
+            book = self._books.get(gpu)
+            if book is None:
+                continue
             while book.settling and book.settling[0][0] <= self._now_s:
                 book.settling.pop(0)
-            self._set_booked(book, _target_mw(book))
+            self._rebook(gpu, book)
+        while self._silences and self._silences[0][0] <= self._now_s:
+            _, _, gpu = heapq.heappop(self._silences)
+            if gpu in self._books:
+                self._watch_again(gpu, self._books[gpu])
 
-    def check(self) -> None:
-        """Recompute every sum from scratch; SafetyError if the running ones differ. O(GPUs)."""
-        for index, book in enumerate(self._gpus):
-            if book.booked_mw != _target_mw(book):
-                raise SafetyError(f"booking of GPU {index} is {book.booked_mw} mW: a bug, stop")
-        total_mw = sum(book.booked_mw for book in self._gpus)
-        if total_mw != self._total_mw:
-            raise SafetyError(f"sum of bookings is {total_mw}, kept {self._total_mw} mW: a bug")
+    def _listen(self, gpu: Gpu, book: Book[Gpu], persistence: bool | None) -> None:
+        """Note that `gpu` was heard; without persistence mode, watch for its silence."""
+        book.heard_s = self._now_s
+        book.persistent = persistence is True
+        if not book.persistent and not book.watched and self._silent_after_s < float("inf"):
+            book.watched = True
+            self._push(self._silences, self._now_s + self._silent_after_s, gpu)
 
-    def _supersede(self, book: _Gpu, report: Report) -> None:
-        """Forget the grants that `report` proves superseded; doubt everything if it goes back."""
-        if report.epoch < self._epoch:
-            return
-        if report.epoch > self._epoch or report.sequence > book.sent:
-            # Another coordinator granted something, which no report under this epoch can undo.
-            book.alive[:] = [(_NEVER, book.max_mw)]
-            return
-        if report.sequence < book.acted:
-            # The node forgot what it obeyed, so it may obey any old grant that is still under way,
-            # until it acts on the newest.
-            newest = [entry for entry in book.alive if entry[0] >= book.sent]
-            book.alive[:] = [(book.sent - 1, book.max_mw), *newest]
-            book.acted = report.sequence
-            return
-        book.acted = report.sequence
-        book.alive[:] = [entry for entry in book.alive if entry[0] >= report.sequence]
-        if not book.alive:  # nothing granted yet: what is found is what the node may go on holding
-            book.alive.append((report.sequence, book.enforced_mw or 0))
+    def _watch_again(self, gpu: Gpu, book: Book[Gpu]) -> None:
+        """A silent driver may have been unloaded: its GPU may be at its default limit."""
+        silent_s = book.heard_s + self._silent_after_s
+        book.watched = silent_s > self._now_s and not book.persistent
+        if book.watched:
+            self._push(self._silences, silent_s, gpu)
+        elif book.standing_mw < book.max_mw and not book.persistent:
+            self._outside[gpu] = (Cause.SILENT, book.max_mw - book.standing_mw)
+            book.doubt(book.max_mw)
+            self._rebook(gpu, book)
 
-    def _settle(self, gpu: int, book: _Gpu, deadline_s: float, level_mw: int) -> None:
-        """Keep `level_mw` booked until `deadline_s`, because the draw follows the register late."""
+    def _push(self, heap: list[tuple[float, int, Gpu]], at_s: float, gpu: Gpu) -> None:
+        self._count += 1
+        heapq.heappush(heap, (at_s, self._count, gpu))
+
+    def _settle(self, gpu: Gpu, book: Book[Gpu], deadline_s: float, level_mw: int) -> None:
+        """Rule SETTLE_BEFORE_FREE: the draw follows the register late."""
         if deadline_s <= self._now_s:
             return
         levels = book.settling
@@ -282,48 +426,43 @@ class Ledger:
             deadline_s = max(deadline_s, levels.pop()[0])
         if not levels or levels[-1][0] < deadline_s:
             levels.append((deadline_s, level_mw))
-            heapq.heappush(self._due, (deadline_s, gpu))
+            self._push(self._due, deadline_s, gpu)
 
-    def _set_booked(self, book: _Gpu, booked_mw: int) -> None:
+    def _rebook(self, gpu: Gpu, book: Book[Gpu]) -> None:
+        booked_mw = book.target_mw
+        if booked_mw < book.booked_mw:
+            self._fallen[gpu] = None
         self._total_mw += booked_mw - book.booked_mw
         book.booked_mw = booked_mw
 
+    def copy(self) -> Self:
+        """Return a ledger that changes on its own."""
+        other = copy(self)
+        other._books = {gpu: book.copy() for gpu, book in self._books.items()}
+        other._allowance = self._allowance.copy()
+        other._due, other._silences = list(self._due), list(self._silences)
+        other._outside, other._fallen = dict(self._outside), dict(self._fallen)
+        return other
 
-def _standing_mw(book: _Gpu) -> int:
-    """max(L, G) of one GPU."""
-    return max(book.alive[0][1], book.enforced_mw or 0)
+    def freeze(self) -> Hashable:
+        """Return everything that decides what the ledger does next; times relative to its own."""
+        return (
+            self._epoch,
+            self._allowance.freeze(),
+            tuple([(gpu, book.freeze(self._now_s)) for gpu, book in self._books.items()]),
+        )
 
+    def take_fallen(self) -> tuple[Gpu, ...]:
+        """Return the GPUs whose booking has fallen since the last call."""
+        fallen = tuple(self._fallen)
+        self._fallen.clear()
+        return fallen
 
-def _target_mw(book: _Gpu) -> int:
-    """max(L, G, levels that still settle) of one GPU."""
-    settling_mw = book.settling[0][1] if book.settling else 0
-    return max(_standing_mw(book), settling_mw)
-
-
-def _add_alive(alive: list[tuple[int, int]], sequence: int, watts_mw: int) -> None:
-    """Append a grant, dropping the earlier ones that it covers because it is at least as large."""
-    if alive and alive[-1][0] > sequence:
-        return  # in doubt for good, at the largest limit, which covers any grant
-    while alive and alive[-1][1] <= watts_mw:
-        alive.pop()
-    alive.append((sequence, watts_mw))
-    if len(alive) > _MOST_ALIVE:
-        larger, newer = alive[0], alive[1]
-        alive[:2] = [(newer[0], larger[1])]
-
-
-def _new_gpu(index: int, limits: GpuLimits) -> _Gpu:
-    where = f"limits of GPU {index}"
-    min_mw, max_mw = _milliwatts(where, limits.min_w), _milliwatts(where, limits.max_w)
-    if min_mw > max_mw:
-        raise InputError(where, limits, "the smallest limit must not exceed the largest")
-    if not 0.0 <= limits.settle_s < float("inf"):
-        raise InputError(where, limits.settle_s, "the settle time must be 0 s or more")
-    return _Gpu(min_mw, max_mw, limits.settle_s, max_mw, [(-1, max_mw)])
-
-
-def _milliwatts(where: str, watts: float) -> int:
-    """Whole milliwatts; InputError unless `watts` is finite and at least 0."""
-    if not 0.0 <= watts < 1e12:
-        raise InputError(where, watts, "give watts as a finite number of 0 or more")
-    return round(watts * 1000)
+    def check(self) -> None:
+        """Recompute every sum from scratch; SafetyError if the running ones differ. O(GPUs)."""
+        for gpu, book in self._books.items():
+            if book.booked_mw != book.target_mw:
+                raise SafetyError(f"booking of GPU {gpu} is {book.booked_mw} mW: a bug, stop")
+        total_mw = sum(book.booked_mw for book in self._books.values())
+        if total_mw != self._total_mw:
+            raise SafetyError(f"sum of bookings is {total_mw}, kept {self._total_mw} mW: a bug")

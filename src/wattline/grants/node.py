@@ -14,9 +14,10 @@ and `on_enforced` for readings without a write. Rules are named in `grants/rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from copy import copy
 from dataclasses import replace
-from typing import Generic
+from typing import Generic, Self
 
 from wattline.grants.messages import Adopt, Gpu, Grant, Report
 from wattline.grants.node_state import (
@@ -344,6 +345,10 @@ class Node(Generic[Gpu]):
         """A GPU that is gone for good (replaced): no word about it any more."""
         del self._gpus[gpu]
 
+    def set_persistence(self, gpu: Gpu, persistence: bool | None) -> None:
+        """Take in whether the driver stays loaded when `gpu` is idle; None: not known."""
+        self._gpus[gpu] = replace(self._gpus[gpu], persistence=persistence)
+
     def set_range(self, gpu: Gpu, min_w: float, max_w: float) -> None:
         """Take in a range of limits that has changed."""
         self._gpus[gpu] = replace(
@@ -374,6 +379,23 @@ class Node(Generic[Gpu]):
     def reports(self, now_s: float) -> list[Report[Gpu]]:
         """Report on every GPU."""
         return [self.report(gpu, now_s) for gpu in self._gpus]
+
+    def copy(self) -> Self:
+        """Return a node that changes on its own."""
+        other = copy(self)
+        other._gpus = dict(self._gpus)
+        return other
+
+    def freeze(self) -> Hashable:
+        """Return everything that changes as one value; times are as they are."""
+        return (
+            self.incarnation,
+            self.epoch,
+            self.budget_version,
+            self.operator_hold,
+            self.report_sequence,
+            tuple(self._gpus.items()),
+        )
 
     def journal_state(self) -> Journalled[Gpu]:
         """Return what must be on disk before the next write begins (JOURNAL_BEFORE_WRITE)."""

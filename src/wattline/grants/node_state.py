@@ -91,8 +91,8 @@ class GpuState:
     held_mw: the largest limit that the node may write by itself. enforced_mw: read back last, since
     since_s. sequence: the newest message acted on in this incarnation, under `epoch`. grant_mw: of
     the grant in force, None before the first. writing_mw: the largest limit written by a call that
-    has not been seen to end by a reading (begun at writing_since_s); write_returned: the call is over,
-    only the reading is missing. attempted_mw: the limit that was written last.
+    has not been seen to end by a reading (begun at writing_since_s); write_returned: the call is
+    over, only the reading is missing. attempted_mw: the limit that was written last.
     """
 
     min_mw: int
