@@ -77,7 +77,9 @@ def build_api_server(go: str, env: Mapping[str, str]) -> None:
     module = fresh_module("kube-apiserver")
     go_mod = (HERE / "go.mod.in").read_text().replace("@KUBERNETES@", KUBERNETES)
     (module / "go.mod").write_text(go_mod)
-    downloaded = run_go(go, env, module, "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES}")
+    downloaded = run_go(
+        go, env, module, "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES}"
+    )
     edited = run_go(go, env, module, "mod", "edit", "-json", json.loads(downloaded)["GoMod"])
     staging = [
         replacement["Old"]["Path"]

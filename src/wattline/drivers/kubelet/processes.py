@@ -25,7 +25,7 @@ class ProcessOwners:
     """NVML's processes and their cgroups as an `OwnerSource`.
 
     `pids` gives the host's ids of the processes that compute on each GPU, by GPU UUID. `proc_root`
-    is where the host's `/proc` is seen; None: `/host/proc` if it exists, else our own `/proc`,
+    is where the host's `/proc` is seen; None or `/proc`: `/host/proc` if it exists, else our own,
     which will do only with `hostPID`.
     """
 
@@ -35,7 +35,7 @@ class ProcessOwners:
         proc_root: Path | None = None,
     ) -> None:
         self._pids = pids
-        self._proc_root = proc_root
+        self._proc_root = None if proc_root == OWN_PROC else proc_root
 
     def owners(self) -> Ownership:
         """Ask NVML and `/proc` now. SourceError: either cannot be read as a whole."""
