@@ -165,7 +165,7 @@ class VirtualGpus:
         seed: int = 0,
         cache: Path | None = None,
     ) -> Self:
-        """Make a state file with these GPUs. UUIDs follow from the seed; settle_s None: as the product."""
+        """Make a state file. UUIDs follow from the seed; settle_s None: as the product has."""
         library: Any = lib.load(build(cache))
         code = library.wv_create(bytes(path), DRIVER_VERSION.encode())
         lib.check(code, "virtual node", str(path))
