@@ -11,11 +11,11 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from wattline.drivers.gpu.dcgm_binding import (
     BADPARAM,
+    CONNECTION_NOT_VALID,
     INT32_BLANK,
     OK,
     DcgmBinding,
@@ -76,31 +76,52 @@ class DcgmDriver:
             check_binding(binding)
         self._engine = DcgmConnection(host, port, binding)
         self._companion = Companion(readings)
+        self.unreachable: tuple[str, ...] = ()
+        """One line for each GPU that the last enumeration found but could not talk to."""
 
     def enumerate(self) -> Sequence[DcgmDevice]:
-        """All GPUs of the engine; `identity.index` is DCGM's GPU id. GpuError: unreachable."""
+        """All GPUs that answer; `identity.index` is DCGM's GPU id. GpuError: no engine there.
+
+        GPUs that do not answer are left out and named in `unreachable`.
+        """
         self._companion.forget()
-        found = []
-        for gpu_id in self._engine.once_more(lambda handle: _gpu_ids(self._engine, handle)):
-            attributes = self._engine.once_more(partial(_attributes, self._engine, gpu_id=gpu_id))
-            ids = attributes.identifiers
-            uuid = text_or_none(ids.uuid)
-            if uuid is None:
-                raise GpuError(GpuFault.UNKNOWN, f"DCGM GPU {gpu_id}: the engine tells no UUID")
-            identity = GpuIdentity(
-                uuid=uuid,
-                index=gpu_id,
-                product=text_or_none(ids.deviceName) or "unknown",
-                bus_id=text_or_none(ids.pciBusId),
-                serial=text_or_none(ids.serial),
-            )
-            found.append(DcgmDevice(self._engine, identity, self._companion))
-        return found
+        return self._engine.once_more(self._list)
 
     def close(self) -> None:
         """Disconnect. Changes no limit."""
         self._companion.close()
         self._engine.close()
+
+    def _list(self, handle: Any) -> list[DcgmDevice]:
+        found: list[DcgmDevice] = []
+        failed: list[GpuError] = []
+        for gpu_id in _gpu_ids(self._engine, handle):
+            try:
+                found.append(self._device(handle, gpu_id))
+            except GpuError as error:
+                if isinstance(error, DcgmError) and error.code == CONNECTION_NOT_VALID:
+                    raise
+                _LOG.warning("a GPU is left out: %s", error)
+                failed.append(error)
+        if failed and not found:
+            raise failed[0]
+        self.unreachable = tuple(str(error) for error in failed)
+        return found
+
+    def _device(self, handle: Any, gpu_id: int) -> DcgmDevice:
+        about = f"DCGM GPU {gpu_id}"
+        ids = _attributes(self._engine, handle, gpu_id, about=about).identifiers
+        uuid = text_or_none(ids.uuid)
+        if uuid is None:
+            raise GpuError(GpuFault.UNKNOWN, f"{about}: the engine tells no UUID")
+        identity = GpuIdentity(
+            uuid=uuid,
+            index=gpu_id,
+            product=text_or_none(ids.deviceName) or "unknown",
+            bus_id=text_or_none(ids.pciBusId),
+            serial=text_or_none(ids.serial),
+        )
+        return DcgmDevice(self._engine, identity, self._companion)
 
 
 class Companion:
@@ -315,9 +336,10 @@ class DcgmDevice:
         others = [gpu_id for gpu_id in _gpu_ids(self._engine, handle) if gpu_id != self._gpu_id]
         for gpu_id in (self._gpu_id, *others):
             try:
-                attributes = _attributes(self._engine, handle, gpu_id=gpu_id)
+                attributes = _attributes(self._engine, handle, gpu_id, about=self._uuid)
             except DcgmError as error:
-                if error.code == BADPARAM:  # no such id any more
+                elsewhere = gpu_id != self._gpu_id and error.code != CONNECTION_NOT_VALID
+                if elsewhere or error.code == BADPARAM:  # another GPU's trouble, or no such id
                     continue
                 raise
             if text_or_none(attributes.identifiers.uuid) == self._uuid:
@@ -377,9 +399,9 @@ def _gpu_ids(engine: DcgmConnection, handle: Any) -> list[int]:
     return sorted(int(gpu) for gpu in engine.call(read, handle, about="the host engine"))
 
 
-def _attributes(engine: DcgmConnection, handle: Any, *, gpu_id: int) -> Any:
+def _attributes(engine: DcgmConnection, handle: Any, gpu_id: int, *, about: str) -> Any:
     read = engine.binding.agent.dcgmGetDeviceAttributes
-    return engine.call(read, handle, gpu_id, about=f"DCGM GPU {gpu_id}")
+    return engine.call(read, handle, gpu_id, about=about)
 
 
 def _power_limit_only(structs: Any, watts: int) -> Any:
