@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes as c
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
@@ -17,62 +16,32 @@ from typing import Any, Self
 from wattline.core.errors import InputError
 from wattline.virtual import library as lib
 from wattline.virtual.build import build
+from wattline.virtual.gpu_records import (
+    Cause,
+    Change,
+    GpuState,
+    Group,
+    NvmlCode,
+    VirtualProcess,
+    change_of,
+    process_of,
+    spec_of,
+    state_of,
+)
 from wattline.virtual.products import PRODUCTS
+
+__all__ = [
+    "Cause",
+    "Change",
+    "GpuState",
+    "Group",
+    "NvmlCode",
+    "VirtualGpus",
+    "VirtualProcess",
+]
 
 DRIVER_VERSION = "580.95.05"
 _LOG_ROOM = 1024
-
-
-class Group(IntEnum):
-    """Groups of NVML calls that share faults and counters; field values count for their group."""
-
-    ALL = 0
-    SESSION = 1
-    ENUMERATION = 2
-    IDENTITY = 3
-    LIMIT_READ = 4
-    LIMIT_WRITE = 5
-    POWER = 6
-    ENERGY = 7
-    FIELDS = 8
-    CLOCK_READ = 9
-    CLOCK_WRITE = 10
-    REASONS = 11
-    PERSISTENCE = 12
-    PROCESS_LIST = 13
-    MIG = 14
-    TELEMETRY = 15
-    EVENTS = 16
-
-
-class Cause(IntEnum):
-    """Who or what made a change."""
-
-    CREATED = 1
-    NVML = 2
-    CONTROL = 3
-    RIVAL = 4
-    RELOAD = 5
-    UNLOAD = 6
-    OUT_OF_BAND = 7
-
-
-class NvmlCode(IntEnum):
-    """NVML's return codes that faults use."""
-
-    SUCCESS = 0
-    UNINITIALIZED = 1
-    INVALID_ARGUMENT = 2
-    NOT_SUPPORTED = 3
-    NO_PERMISSION = 4
-    NOT_FOUND = 6
-    DRIVER_NOT_LOADED = 9
-    TIMEOUT = 10
-    FUNCTION_NOT_FOUND = 13
-    GPU_IS_LOST = 15
-    RESET_REQUIRED = 16
-    IN_USE = 19
-    UNKNOWN = 999
 
 
 class _Setting(IntEnum):
@@ -82,59 +51,6 @@ class _Setting(IntEnum):
     FLOOR = 3
     PERSISTENCE = 4
     MIG = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuState:
-    """A virtual GPU at one moment, as its registers have it."""
-
-    uuid: str
-    index: int | None
-    """Present NVML index; None: removed."""
-    product: str
-    enforced_w: float
-    requested_w: float
-    default_w: float
-    min_w: float
-    max_w: float
-    load_w: float
-    draw_w: float
-    average_w: float
-    energy_j: float
-    clock_mhz: int
-    clock_ceiling_mhz: int | None
-    capped: bool
-    persistence: bool
-    mig: bool
-    lost_xid: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One entry of a GPU's log. Entries that leave the limit as it is are part of it."""
-
-    uuid: str
-    sequence: int
-    time_ns: int
-    """On CLOCK_MONOTONIC."""
-    cause: Cause
-    pid: int
-    before_mw: int
-    enforced_mw: int
-    requested_mw: int
-    load_mw: int
-    clock_ceiling_mhz: int
-
-
-@dataclass(frozen=True, slots=True)
-class VirtualProcess:
-    """A process on a GPU, as NVML lists it. Instances matter on a split GPU only."""
-
-    pid: int
-    memory_bytes: int = 1 << 30
-    gpu_instance: int = 0xFFFFFFFF
-    compute_instance: int = 0xFFFFFFFF
-    graphics: bool = False
 
 
 class VirtualGpus:
@@ -152,7 +68,7 @@ class VirtualGpus:
         lib.check(self._lib.wv_open(bytes(path), c.byref(handle)), "virtual node", str(path))
         self._handle: c.c_void_p | None = handle
         self._slots: dict[str, int] = {}
-        self._overview()
+        self._learn()
 
     @classmethod
     def create(
@@ -210,27 +126,8 @@ class VirtualGpus:
         self._call("wv_read_gpu", gpu, slot, c.byref(view))
         overview = self._overview()
         order = list(overview.order[: overview.count])
-        entry = view.entry
-        return GpuState(
-            uuid=spec.uuid.decode(),
-            index=order.index(slot) if slot in order else None,
-            product=spec.name.decode(),
-            enforced_w=entry.enforced_mw / 1000,
-            requested_w=entry.requested_mw / 1000,
-            default_w=spec.default_mw / 1000,
-            min_w=spec.min_mw / 1000,
-            max_w=spec.max_mw / 1000,
-            load_w=entry.load_mw / 1000,
-            draw_w=view.draw_mw / 1000,
-            average_w=view.average_mw / 1000,
-            energy_j=view.energy_mj / 1000,
-            clock_mhz=view.clock_mhz,
-            clock_ceiling_mhz=entry.clock_max_mhz or None,
-            capped=bool(view.capped),
-            persistence=bool(entry.persistence),
-            mig=bool(entry.mig),
-            lost_xid=overview.lost[slot] or None,
-        )
+        index = order.index(slot) if slot in order else None
+        return state_of(spec, view, index, overview.lost[slot])
 
     def enforced_mw(self, gpu: str | int) -> int:
         """Only the enforced limit: cheap enough to sample every millisecond."""
@@ -245,22 +142,7 @@ class VirtualGpus:
         room = (lib.Entry * _LOG_ROOM)()
         lost = c.c_uint64()
         count = self._lib.wv_read_log(self._handle, slot, after, room, _LOG_ROOM, c.byref(lost))
-        found = [
-            Change(
-                uuid=uuid,
-                sequence=entry.seq,
-                time_ns=entry.t_ns,
-                cause=Cause(entry.cause),
-                pid=entry.pid,
-                before_mw=entry.before_mw,
-                enforced_mw=entry.enforced_mw,
-                requested_mw=entry.requested_mw,
-                load_mw=entry.load_mw,
-                clock_ceiling_mhz=entry.clock_max_mhz,
-            )
-            for entry in room[:count]
-        ]
-        return found, lost.value
+        return [change_of(uuid, entry) for entry in room[:count]], lost.value
 
     def calls(self, gpu: str | int | None, group: Group) -> int:
         """NVML calls of a group so far; `gpu` None: those that concern the node."""
@@ -271,16 +153,7 @@ class VirtualGpus:
         """The processes that NVML lists."""
         room = (lib.Process * lib.MAX_PROCESSES)()
         count = self._lib.wv_read_processes(self._handle, self._slot(gpu), room)
-        return [
-            VirtualProcess(
-                pid=found.pid,
-                memory_bytes=found.memory_bytes,
-                gpu_instance=found.gpu_instance,
-                compute_instance=found.compute_instance,
-                graphics=bool(found.graphics),
-            )
-            for found in room[:count]
-        ]
+        return [process_of(found) for found in room[:count]]
 
     # What happens to it
 
@@ -340,12 +213,11 @@ class VirtualGpus:
         """Add a GPU in a free slot, last in the order. Its UUID."""
         if product not in PRODUCTS:
             raise InputError("product", product, f"use one of {', '.join(PRODUCTS)}")
-        view = self._overview()
+        self._overview()
         free = [slot for slot in range(lib.MAX_GPUS) if slot not in self._slots.values()]
-        free = free or [slot for slot in range(lib.MAX_GPUS) if not view.present[slot]]
         if not free:
-            raise InputError("product", product, f"a virtual node has {lib.MAX_GPUS} GPUs at most")
-        spec = _spec(product, free[0], persistence, settle_s, seed)
+            raise InputError("product", product, f"a node has {lib.MAX_GPUS} GPUs at most, ever")
+        spec = spec_of(product, free[0], persistence, settle_s, seed)
         self._call("wv_add_gpu", product, free[0], c.byref(spec))
         self._slots[spec.uuid.decode()] = free[0]
         return str(spec.uuid.decode())
@@ -353,6 +225,10 @@ class VirtualGpus:
     def remove(self, gpu: str | int) -> None:
         """Take a GPU away: it is enumerated no more and its handles are lost."""
         self._call("wv_remove_gpu", gpu, self._slot(gpu))
+
+    def bring_back(self, uuid: str) -> None:
+        """A GPU that was removed is there again, last in the order, at its default limit."""
+        self._call("wv_return_gpu", uuid, self._slot(uuid))
 
     def renumber(self, uuids: Sequence[str], *, stale_handles: bool = True) -> None:
         """Give the GPUs new indices, in this order."""
@@ -382,8 +258,8 @@ class VirtualGpus:
     ) -> None:
         """Make the next `count` calls of a group (None: all until cleared) return `code`, late.
 
-        `code` SUCCESS only makes them slow. `gpu` None: calls that concern the node
-        (SESSION, ENUMERATION, EVENTS).
+        `code` SUCCESS only makes them slow; a negative code lets a limit be written, then fails.
+        `gpu` None: calls that concern the node (SESSION, ENUMERATION, EVENTS).
         """
         slot = lib.NODE if gpu is None else self._slot(gpu)
         left = -1 if count is None else count
@@ -462,13 +338,15 @@ class VirtualGpus:
     def _overview(self) -> lib.Overview:
         view = lib.Overview()
         self._call("wv_read_node", str(self.path), c.byref(view))
-        if sum(1 for present in view.present if present) != len(self._slots):
-            self._slots = {
-                self._spec(slot).uuid.decode(): slot
-                for slot in range(lib.MAX_GPUS)
-                if view.present[slot]
-            } | self._slots
+        known = self._slots.values()
+        if any(present and slot not in known for slot, present in enumerate(view.present)):
+            self._learn()
         return view
+
+    def _learn(self) -> None:
+        for slot in range(lib.MAX_GPUS):
+            if name := self._spec(slot).uuid.decode():
+                self._slots[name] = slot
 
     def _spec(self, slot: int) -> lib.Spec:
         spec = lib.Spec()
@@ -482,36 +360,7 @@ class VirtualGpus:
                 raise InputError("GPU", gpu, f"the node has {view.count} GPUs")
             return int(view.order[gpu])
         if gpu not in self._slots:
-            self._overview()
+            self._learn()
         if gpu not in self._slots:
             raise InputError("GPU", gpu, "no GPU of the node has this UUID")
         return self._slots[gpu]
-
-
-def _spec(
-    product: str, slot: int, persistence: bool, settle_s: float | None, seed: int
-) -> lib.Spec:
-    what = PRODUCTS[product]
-    own = uuid.uuid5(uuid.NAMESPACE_OID, f"wattline virtual GPU {seed} {slot} {product}")
-    settle = what.settle_s if settle_s is None else settle_s
-    bus = 0x18 + 8 * slot
-    return lib.Spec(
-        uuid=f"GPU-{own}".encode(),
-        name=what.nvml_name.encode(),
-        serial=f"165{seed % 10000:04d}{slot:06d}".encode(),
-        bus_id=f"00000000:{bus % 256:02X}:00.0".encode(),
-        pci_bus=bus % 256,
-        pci_device_id=what.pci_device_id,
-        minor=slot,
-        architecture=what.architecture,
-        min_mw=what.min_limit_w * 1000,
-        max_mw=what.max_limit_w * 1000,
-        default_mw=what.default_limit_w * 1000,
-        idle_mw=what.idle_w * 1000,
-        min_mhz=what.min_clock_mhz,
-        max_mhz=what.max_clock_mhz,
-        memory_mhz=what.memory_clock_mhz,
-        persistence=int(persistence),
-        memory_bytes=what.memory_bytes,
-        settle_ns=int(settle * 1e9),
-    )

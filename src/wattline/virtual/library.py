@@ -128,6 +128,7 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "wv_clock": (_I64, ()),
     "wv_add_gpu": (c.c_int, (c.c_void_p, c.c_int, c.POINTER(Spec))),
     "wv_remove_gpu": (c.c_int, (c.c_void_p, c.c_int)),
+    "wv_return_gpu": (c.c_int, (c.c_void_p, c.c_int)),
     "wv_reorder": (c.c_int, (c.c_void_p, c.POINTER(_U32), _U32, c.c_int)),
     "wv_reload": (c.c_int, (c.c_void_p, _I64, c.c_int)),
     "wv_set": (c.c_int, (c.c_void_p, c.c_int, c.c_int, _U32, _U32)),

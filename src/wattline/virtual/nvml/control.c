@@ -78,7 +78,7 @@ WV_API int wv_add_gpu(wv_context *context, int slot, const wv_spec *spec)
     if (error)
         return error;
     wv_gpu *gpu = &map->gpus[slot];
-    if (atomic_load(&gpu->present)) {
+    if (atomic_load(&gpu->newest)) { /* a slot is one GPU's for ever, so that its log is too */
         wv_unlock(map);
         return EEXIST;
     }
@@ -112,6 +112,28 @@ WV_API int wv_remove_gpu(wv_context *context, int slot)
             map->order[kept++] = map->order[i];
     map->count = kept;
     atomic_store(&map->gpus[slot].present, 0);
+    wv_unlock(map);
+    return 0;
+}
+
+/* A GPU that was taken away is back, last in the order, as after a load of the driver. */
+WV_API int wv_return_gpu(wv_context *context, int slot)
+{
+    wv_map *map = context->map;
+    int error = wv_lock(map);
+    if (error)
+        return error;
+    wv_gpu *gpu = slot >= 0 && slot < WV_GPUS ? &map->gpus[slot] : NULL;
+    if (!gpu || atomic_load(&gpu->present) || !atomic_load(&gpu->newest)) {
+        wv_unlock(map);
+        return EINVAL;
+    }
+    gpu->process_count = 0;
+    atomic_store(&gpu->lost, 0);
+    wv_reset_gpu(gpu, wv_now(), WV_RELOAD);
+    map->order[map->count] = (uint32_t)slot;
+    map->count++;
+    atomic_store(&gpu->present, 1);
     wv_unlock(map);
     return 0;
 }

@@ -1,6 +1,7 @@
 /* Calls of NVML on power limits, power, energy and field values. */
 #include "session.h"
 
+#include <stdlib.h>
 #include <unistd.h>
 
 enum entry_field { REQUESTED, ENFORCED };
@@ -79,7 +80,7 @@ static int set_limit(wv_call *call, unsigned int limit)
     wv_set_requested(spec, &entry, limit);
     wv_publish(call->gpu, &entry, WV_NVML, (uint32_t)getpid());
     wv_unlock(call->map);
-    return NVML_SUCCESS;
+    return call->late;
 }
 
 WV_API int nvmlDeviceSetPowerManagementLimit(nvmlDevice_t device, unsigned int limit)
@@ -168,7 +169,7 @@ static int put_field(wv_call *call, const wv_view *view, nvmlFieldValue_t *field
         return NVML_ERROR_NOT_SUPPORTED;
     int code = wv_take_fault(call->map, call->slot, group);
     if (code)
-        return code;
+        return abs(code);
     int scoped = field->fieldId >= 185 && field->fieldId <= 192;
     if (scoped && field->scopeId >= NVML_SCOPE_COUNT)
         return NVML_ERROR_INVALID_ARGUMENT;

@@ -56,7 +56,7 @@ static int enter(wv_map *map)
 {
     int code = wv_take_fault(map, WV_NODE, WV_SESSION);
     if (code)
-        return code;
+        return abs(code);
     if (wv_now() < atomic_load(&map->driver_absent_until_ns))
         return NVML_ERROR_DRIVER_NOT_LOADED;
     code = wv_lock_code(map);
@@ -126,7 +126,7 @@ int wv_session(int group, wv_map **map)
         return NVML_ERROR_UNINITIALIZED;
     int code = wv_take_fault(found, WV_NODE, group);
     if (code)
-        return code;
+        return abs(code);
     if (atomic_load(&session_load) != atomic_load(&found->driver_load))
         return atomic_load(&found->dead_session);
     *map = found;
@@ -142,7 +142,8 @@ nvmlDevice_t wv_handle(wv_map *map, int slot, int mig)
     return (nvmlDevice_t)(uintptr_t)number;
 }
 
-/* Begins a call on a GPU or a MIG instance: session, handle, loss and faults are checked. */
+/* Begins a call on a GPU or a MIG instance: session, handle, loss and faults are checked. A fault
+ * with a negative code lets the call be done and then fail: the writes of limits heed it. */
 int wv_begin(nvmlDevice_t device, int group, wv_call *call)
 {
     wv_map *map = atomic_load(&session_map);
@@ -153,7 +154,8 @@ int wv_begin(nvmlDevice_t device, int group, wv_call *call)
     if (number >> 56 != 0x57 || slot >= WV_GPUS || (number & 0xff) > WV_MIGS)
         return NVML_ERROR_INVALID_ARGUMENT;
     int code = wv_take_fault(map, (int)slot, group);
-    if (code)
+    call->late = code < 0 ? -code : NVML_SUCCESS;
+    if (code > 0)
         return code;
     if (atomic_load(&session_load) != atomic_load(&map->driver_load))
         return atomic_load(&map->dead_session);

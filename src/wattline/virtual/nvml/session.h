@@ -12,6 +12,7 @@ typedef struct {
     int slot;
     int mig; /* index of the MIG instance; -1: the handle is of the GPU itself */
     int64_t now_ns;
+    int late; /* what the call returns although it is done */
 } wv_call;
 
 int wv_session(int group, wv_map **map);

@@ -118,7 +118,7 @@ typedef struct {
 
 typedef struct {
     _Atomic int32_t remaining; /* calls that still meet it; -1: until it is cleared */
-    _Atomic int32_t code;      /* NVML's return code; 0: only slow */
+    _Atomic int32_t code; /* NVML's return code; 0: only slow; negative: fail with it once done */
     _Atomic uint32_t delay_us;
 } wv_fault;
 
