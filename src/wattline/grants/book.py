@@ -77,6 +77,11 @@ class Book(Generic[Gpu]):
         return self.incarnation is not None and self.acted >= self.addressed_from
 
     @property
+    def leave_mw(self) -> int:
+        """The limit that the GPU goes to if every message arrives: the newest grant's, or held."""
+        return self.alive[-1][1]
+
+    @property
     def standing_mw(self) -> int:
         """max(L, G): the most that may be enforced, as far as is known."""
         return max(self.alive[0][1], self.enforced_mw or 0)

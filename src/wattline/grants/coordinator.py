@@ -172,8 +172,8 @@ class Coordinator(Generic[Gpu]):
             if self.ledger.granted_w(gpu) != round(watts * 1000) / 1000
             and self._declined.get(gpu, now_s) <= now_s
         ]
-        booked_w = self.ledger.booked_w
-        wanted.sort(key=lambda entry: entry[0] > booked_w(entry[1]))
+        book = self.ledger.book
+        wanted.sort(key=lambda entry: entry[0] * 1000 > book(entry[1]).leave_mw)
         refusals = []
         for watts, gpu in wanted:
             if self.ledger.book(gpu).newest is not None:

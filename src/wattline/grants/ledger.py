@@ -183,16 +183,26 @@ class Ledger(Generic[Gpu]):
     # Granting
 
     def refusal(self, gpu: Gpu, watts: float) -> RefusalReason | None:
-        """Say why `watts` may not be granted to `gpu` now (rule FREE_WATTS_ONLY)."""
+        """Say why `watts` may not be granted to `gpu` now.
+
+        Rules FREE_WATTS_ONLY and FIRST_KNOW_THEN_RAISE.
+        """
         book = self._books[gpu]
         wanted_mw = milliwatts("watts", watts)
         if not book.min_mw <= wanted_mw <= book.max_mw:
             return RefusalReason.OUT_OF_RANGE
         if book.incarnation is None:
             return RefusalReason.NOT_HEARD
-        rise_mw = wanted_mw - book.booked_mw
-        if rise_mw > 0 and rise_mw > self._free_mw:
+        free_mw = self._free_mw
+        if wanted_mw - book.booked_mw > max(0, free_mw):
             return RefusalReason.NO_FREE_WATTS
+        if free_mw < 0 and wanted_mw > book.min_mw:
+            # What is booked may not be what is enforced: within a booking, too, this may be a raise
+            # that makes true what was only feared.
+            if not book.proven:
+                return RefusalReason.FIRST_KNOW
+            if wanted_mw > book.leave_mw:
+                return RefusalReason.NO_FREE_WATTS
         return None
 
     def grant(
@@ -206,7 +216,8 @@ class Ledger(Generic[Gpu]):
         """Book `watts` for `gpu` and return the grant to send, or say why not.
 
         Lowering is always allowed and frees nothing yet. A raise needs free watts for the whole
-        difference to the present booking.
+        difference to the present booking; while more is booked than may be, there is none, not even
+        within a booking.
         """
         self.advance(now_s)
         reason = self.refusal(gpu, watts)

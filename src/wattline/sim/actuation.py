@@ -7,13 +7,17 @@ from collections.abc import Callable
 from wattline.core.decision import CapSteps
 from wattline.core.fleet import Fleet
 from wattline.core.snapshot import Budget, Phase
-from wattline.grants.ledger import GpuLimits, Grant, Ledger
+from wattline.grants.book import GpuLimits
+from wattline.grants.coordinator import Coordinator
+from wattline.grants.ledger import Ledger
+from wattline.grants.messages import Adopt, Grant
+from wattline.grants.node_state import Found
 from wattline.sim.exposure import ExposureMeter
 from wattline.sim.node import Node, Order
 from wattline.sim.plant.plant import GpuColumns, Plant
 
-RESEND_TICKS = 2
-"""A grant that no report confirms is sent again after so many ticks."""
+RESEND_S = 2.0
+"""A grant that no report answers is sent again after so long."""
 
 
 class Actuation:
@@ -45,30 +49,37 @@ class Actuation:
             for product in (fleet.product_of(pool),)
             for _ in range(pool.gpus)
         ]
-        self._ledger = Ledger(limits, budget.total_w, budget.guard_w)
-        self.nodes = self._new_nodes(first)
+        ledger = Ledger(dict(enumerate(limits)), budget.total_w, budget.guard_w)
+        self._coordinator = Coordinator(ledger, resend_s=RESEND_S)
+        self.nodes = self._new_nodes(first, limits)
+        self._orders: list[Order] = []
+        self._adopts: list[Adopt[int]] = []
+        self._writes: list[tuple[int, float, float]] = []
+        # The fleet has been known to its coordinator for long when the run starts.
+        for _ in range(2):
+            self.collect_reports(0.0)
+            self._send()
+            self.deliver()
         self.clock_sent = list(first.clock)
         self.granted_w = list(first.enforced_w)
-        self._orders: list[Order] = []
-        self._writes: list[tuple[int, float, float]] = []
-        self._unconfirmed: dict[int, int] = {}
         self._last_move = [0] * len(first.pool)
         self.cap_writes = 0
         self.cap_reversals = 0
 
-    def _new_nodes(self, columns: GpuColumns) -> list[Node]:
+    def _new_nodes(self, columns: GpuColumns, limits: list[GpuLimits]) -> list[Node]:
         members: list[list[int]] = [[] for _ in range(max(columns.node) + 1)]
         for gpu, node in enumerate(columns.node):
             members[node].append(gpu)
         return [
             Node(
-                gpus,
+                {
+                    gpu: Found(columns.enforced_w[gpu], limits[gpu].min_w, limits[gpu].max_w)
+                    for gpu in gpus
+                },
                 write=self._write,
                 read=self._read,
                 on_repair=lambda gpu: self._meter.mended(self._plant.now_s, gpu),
-                epoch=self._ledger.epoch,
-                initial_w=[columns.enforced_w[gpu] for gpu in gpus],
-                initial_clock=[columns.clock[gpu] for gpu in gpus],
+                initial_clock={gpu: columns.clock[gpu] for gpu in gpus},
             )
             for gpus in members
         ]
@@ -86,12 +97,12 @@ class Actuation:
     def booked_w(self) -> tuple[float, ...]:
         """Booking of every GPU; without the ledger what is enforced is all that is known."""
         if self._uses_ledger:
-            return self._ledger.booked_column_w()
+            return self._coordinator.ledger.booked_column_w()
         return tuple(self._columns().enforced_w)
 
     def set_budget(self, budget: Budget, now_s: float) -> None:
         """Take a new budget."""
-        self._ledger.set_budget(budget.total_w, budget.guard_w, now_s)
+        self._coordinator.set_budget(budget.total_w, budget.guard_w, now_s)
 
     def collect_reports(self, now_s: float) -> None:
         """Let every node read back, report and repair."""
@@ -99,10 +110,10 @@ class Actuation:
             return
         for node in self.nodes:
             for report in node.report_and_repair(now_s):
-                self._ledger.on_report(report, now_s)
-        self._ledger.advance(now_s)
+                self._coordinator.on_report(report, now_s)
+        self._coordinator.ledger.advance(now_s)
 
-    def act(self, caps: CapSteps, now_s: float, tick: int) -> None:
+    def act(self, caps: CapSteps, now_s: float) -> None:
         """Turn cap steps into what is to be delivered."""
         # Lowers first, so that what they free is never waited for within one decision.
         for gpu, cap_w, clock in sorted(
@@ -110,11 +121,8 @@ class Actuation:
             key=lambda step: step[1] > self.granted_w[step[0]],
         ):
             if self._uses_ledger:
-                answer = self._ledger.grant(gpu, cap_w, now_s)
-                if not isinstance(answer, Grant):
+                if not isinstance(self._coordinator.grant(gpu, cap_w, now_s), Grant):
                     continue
-                self._orders.append(Order(answer, clock))
-                self._unconfirmed[gpu] = tick
             else:
                 self._writes.append((gpu, cap_w, clock))
             self._note_move(gpu, cap_w)
@@ -129,20 +137,24 @@ class Actuation:
         self._last_move[gpu] = move or self._last_move[gpu]
         self.granted_w[gpu] = cap_w
 
-    def resend(self, tick: int) -> None:
-        """Send again what no report has confirmed for a while."""
-        for gpu, sent_tick in list(self._unconfirmed.items()):
-            if self._ledger.acted_on_newest(gpu):
-                del self._unconfirmed[gpu]
-            elif tick - sent_tick >= RESEND_TICKS:
-                grant = self._ledger.newest_grant(gpu)
-                assert grant is not None
-                self._unconfirmed[gpu] = tick
-                self._orders.append(Order(grant, self.clock_sent[gpu]))
+    def send(self, now_s: float) -> None:
+        """Put on the way what was granted, and again what no report has answered for a while."""
+        self._coordinator.due(now_s)
+        self._send()
+
+    def _send(self) -> None:
+        for message in self._coordinator.take().messages:
+            if isinstance(message, Grant):
+                self._orders.append(Order(message, self.clock_sent[message.gpu]))
+            else:
+                self._adopts.append(message)
 
     def deliver(self) -> None:
         """Hand over what was sent a moment ago."""
         columns, now_s = self._columns(), self._plant.now_s
+        for adopt in self._adopts:
+            self.nodes[columns.node[adopt.gpu]].adopt(adopt)
+        self._adopts.clear()
         for order in self._orders:
             self.nodes[columns.node[order.grant.gpu]].deliver(order, now_s)
         self._orders.clear()

@@ -188,7 +188,7 @@ class ClosedLoop:
         if now_s + 1e-9 >= self._next_decision_s:
             self._next_decision_s = now_s + self._policy.interval_s
             self._decide(now_s, self._telemetry.see(now_s))
-        self.actuation.resend(self._tick)
+        self.actuation.send(now_s)
         self._admission.update(self._columns, self._plan)
         self._run_plant(min(now_s + DELIVERY_S, end_s))
         self.actuation.deliver()
@@ -249,7 +249,7 @@ class ClosedLoop:
         self._note_plan(now_s, decision)
         self._state = decision.next_state
         self._plan = decision.plan
-        self.actuation.act(decision.caps, now_s, self._tick)
+        self.actuation.act(decision.caps, now_s)
         for step in decision.replicas:
             if step.change > 0:
                 self.replica_changes += self._plant.start_replicas(step.pool, step.change)

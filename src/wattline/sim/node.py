@@ -1,43 +1,29 @@
-"""A node as the closed loop meets it: obeys grants, writes limits, reads them back, reports.
+"""A node as the closed loop meets it: the protocol's own node on the plant's registers.
 
-It stands for the node agent and the network: messages take a moment, may be lost while the node is
-silent, and what the hardware enforces is read back and never assumed.
+What it obeys, repairs and reports is decided by `grants/node.py`; this adds the plant's registers,
+the clock ceilings that travel with grants, and a network that is down while the node is silent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from wattline.grants.ledger import Grant, Report
+from wattline.grants import node as protocol
+from wattline.grants.messages import Adopt, Grant, Report
+from wattline.grants.node_state import Found, Outcome
 
-# Waits between attempts to write our own value over a rival's: doubling, so that two writers do not
-# fight for ever. The first repair is immediate.
-_FIRST_BACKOFF_S = 1.0
-_LONGEST_BACKOFF_S = 60.0
+_INCARNATION = 1
+_HAS_STOOD_S = float("-inf")
+"""What stood before the first grant has stood long: nothing is left to settle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What travels to a node for one GPU: the grant and the clock ceiling that goes with it."""
 
-    grant: Grant
+    grant: Grant[int]
     clock: float
-
-
-@dataclass(slots=True)
-class _Held:
-    """What the node holds for one GPU."""
-
-    gpu: int
-    epoch: int
-    sequence: int
-    watts: float
-    clock: float
-    since_s: float
-    enforced_w: float
-    backoff_s: float = 0.0
-    next_repair_s: float = 0.0
 
 
 class Node:
@@ -50,81 +36,59 @@ class Node:
 
     def __init__(
         self,
-        gpus: Sequence[int],
+        found: Mapping[int, Found],
         *,
         write: Callable[[int, float, float], float],
         read: Callable[[int], float | None],
         on_repair: Callable[[int], None],
-        epoch: int,
-        initial_w: Sequence[float],
-        initial_clock: Sequence[float],
+        initial_clock: Mapping[int, float],
     ) -> None:
         self.silent = False
         self._write = write
         self._read = read
         self._on_repair = on_repair
-        self._report_sequence = 0
-        self._held = [
-            # What stood before the first grant has stood long: nothing is left to settle.
-            _Held(gpu, epoch, 0, watts, clock, float("-inf"), watts)
-            for gpu, watts, clock in zip(gpus, initial_w, initial_clock, strict=True)
-        ]
-        self._by_gpu = {held.gpu: held for held in self._held}
+        self._clock = dict(initial_clock)
+        self._protocol = protocol.Node(found, incarnation=_INCARNATION, now_s=_HAS_STOOD_S)
+        for gpu in found:
+            self._protocol.set_persistence(gpu, True)
+
+    def adopt(self, adopt: Adopt[int]) -> None:
+        """Take up the coordinator's epoch; lost while silent."""
+        if not self.silent:
+            self._protocol.on_adopt(adopt)
 
     def deliver(self, order: Order, now_s: float) -> None:
         """Obey `order` if it is newer than everything obeyed so far; lost while silent."""
         if self.silent:
             return
-        grant = order.grant
-        held = self._by_gpu[grant.gpu]
-        if (grant.epoch, grant.sequence) <= (held.epoch, held.sequence):
+        gpu = order.grant.gpu
+        if self._protocol.on_grant(order.grant, now_s) is not Outcome.ACCEPTED:
             return
-        held.epoch, held.sequence = grant.epoch, grant.sequence
-        held.watts, held.clock = grant.watts, order.clock
-        self._enforce(held, now_s)
+        due = self._protocol.write_due(gpu, now_s) is not None
+        if due or order.clock != self._clock[gpu]:
+            self._clock[gpu] = order.clock
+            self._enforce(gpu, now_s)
 
-    def _enforce(self, held: _Held, now_s: float) -> None:
-        enforced_w = self._write(held.gpu, held.watts, held.clock)
-        if enforced_w != held.enforced_w:
-            held.since_s = now_s
-            held.enforced_w = enforced_w
+    def _enforce(self, gpu: int, now_s: float) -> None:
+        watts = self._protocol.wanted_w(gpu)
+        self._protocol.begin_write(gpu, watts, now_s)
+        self._protocol.end_write(gpu, self._write(gpu, watts, self._clock[gpu]), now_s)
 
-    def report_and_repair(self, now_s: float) -> list[Report]:
+    def report_and_repair(self, now_s: float) -> list[Report[int]]:
         """Read back and report every GPU that answers, as found; then repair what differs.
 
         A silent node does none of it. Repairs of one GPU are spaced ever wider apart.
         """
         if self.silent:
             return []
-        self._report_sequence += 1
         reports = []
-        for held in self._held:
-            enforced_w = self._read(held.gpu)
+        for gpu in self._protocol.gpus:
+            enforced_w = self._read(gpu)
             if enforced_w is None:
                 continue
-            if enforced_w != held.enforced_w:
-                held.since_s = now_s
-                held.enforced_w = enforced_w
-            reports.append(self._report(held, now_s))
-            if enforced_w == held.watts:
-                if now_s >= held.next_repair_s + held.backoff_s:
-                    held.backoff_s = 0.0
-            elif now_s >= held.next_repair_s:
-                self._repair(held, now_s)
+            self._protocol.on_enforced(gpu, enforced_w, now_s)
+            reports.append(self._protocol.report(gpu, now_s))
+            if self._protocol.write_due(gpu, now_s) is not None:
+                self._enforce(gpu, now_s)
+                self._on_repair(gpu)
         return reports
-
-    def _report(self, held: _Held, now_s: float) -> Report:
-        return Report(
-            gpu=held.gpu,
-            epoch=held.epoch,
-            sequence=held.sequence,
-            report_sequence=self._report_sequence,
-            enforced_w=held.enforced_w,
-            standing_s=now_s - held.since_s,
-        )
-
-    def _repair(self, held: _Held, now_s: float) -> None:
-        self._enforce(held, now_s)
-        held.backoff_s = min(_LONGEST_BACKOFF_S, max(_FIRST_BACKOFF_S, 2 * held.backoff_s))
-        held.next_repair_s = now_s + held.backoff_s
-        self._on_repair(held.gpu)
