@@ -10,9 +10,11 @@ import hmac
 import json
 import logging
 import os
+import selectors
 import socket
 import socketserver
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -36,6 +38,7 @@ MOST_REQUESTS = 16
 REQUEST_S = 10.0
 """From connection to answer; slower clients are cut off."""
 READ_S = 5.0
+_LOOK_S = 0.5
 MIN_TOKEN = 16
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
@@ -157,13 +160,20 @@ class _Bounded(socketserver.ThreadingMixIn, socketserver.TCPServer):
     block_on_close = False
     allow_reuse_address = True
     request_queue_size = 64
+    timeout = 0  # of handle_request, which is called once somebody asks
     takes_commands = False
 
     def __init__(self, address: Any, face: Face) -> None:
         self.face = face
         self._open: dict[Any, float] = {}
         self._open_lock = threading.Lock()
-        super().__init__(address, _Handler)
+        self._wake = socket.socketpair()
+        try:
+            super().__init__(address, _Handler)
+        except BaseException:
+            for end in self._wake:
+                end.close()
+            raise
 
     def refuse(self, handler: _Handler) -> _Reply | None:
         """The refusal of a request that may not be answered; None: it may."""
@@ -191,8 +201,32 @@ class _Bounded(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._open.pop(request, None)
         super().shutdown_request(request)
 
-    def service_actions(self) -> None:
-        """Cut off clients that take too long; called between requests and twice a second."""
+    def serve(self) -> None:
+        """Answer until `stop`. Nothing wakes up while nobody asks."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            selector.register(self._wake[1], selectors.EVENT_READ)
+            while True:
+                ready = selector.select(_LOOK_S if self._open else None)
+                asking = {key.fileobj for key, _ in ready}
+                if self._wake[1] in asking:
+                    return
+                if asking:
+                    self.handle_request()
+                self._cut_slow()
+
+    def stop(self) -> None:
+        """End `serve`."""
+        self._wake[0].close()
+
+    def server_close(self) -> None:
+        """Listen no more."""
+        super().server_close()
+        for end in self._wake:
+            end.close()
+
+    def _cut_slow(self) -> None:
+        """Cut off clients that take too long."""
         late_s = time.monotonic() - REQUEST_S
         with self._open_lock:
             for request, began_s in self._open.items():
@@ -202,7 +236,8 @@ class _Bounded(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what a request ran into; a client that went away is none of our concern."""
-        log.debug("a request failed", exc_info=True)
+        gone = isinstance(sys.exc_info()[1], ConnectionError | TimeoutError)
+        log.log(logging.DEBUG if gone else logging.ERROR, "a request failed", exc_info=True)
 
 
 def _cut(request: socket.socket) -> None:
@@ -300,7 +335,7 @@ class _ControlServer(_Bounded):
 
 
 class Servers:
-    """Both servers of one agent, each in a thread. `close` ends them within a second."""
+    """Both servers of one agent, each in a thread."""
 
     def __init__(
         self, face: Face, *, listen: str, token_file: Path | None, control_socket: Path
@@ -317,7 +352,7 @@ class Servers:
             raise
         self._servers: tuple[_Bounded, ...] = (tcp, control)
         self._threads = [
-            threading.Thread(target=server.serve_forever, name=f"http-{name}", daemon=True)
+            threading.Thread(target=server.serve, name=f"http-{name}", daemon=True)
             for server, name in zip(self._servers, ("read", "control"), strict=True)
         ]
         host, port = tcp.socket.getsockname()[:2]
@@ -329,7 +364,8 @@ class Servers:
     def close(self) -> None:
         """Stop to listen; requests under way are cut by the end of the process."""
         for server in self._servers:
-            server.shutdown()
-            server.server_close()
+            server.stop()
         for thread in self._threads:
-            thread.join(timeout=2.0)
+            thread.join()
+        for server in self._servers:
+            server.server_close()
