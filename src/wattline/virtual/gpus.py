@@ -141,18 +141,18 @@ class VirtualGpus:
         uuid = self._spec(slot).uuid.decode()
         room = (lib.Entry * _LOG_ROOM)()
         lost = c.c_uint64()
-        count = self._lib.wv_read_log(self._handle, slot, after, room, _LOG_ROOM, c.byref(lost))
+        count = self._lib.wv_read_log(self._context(), slot, after, room, _LOG_ROOM, c.byref(lost))
         return [change_of(uuid, entry) for entry in room[:count]], lost.value
 
     def calls(self, gpu: str | int | None, group: Group) -> int:
         """NVML calls of a group so far; `gpu` None: those that concern the node."""
         slot = lib.NODE if gpu is None else self._slot(gpu)
-        return int(self._lib.wv_read_calls(self._handle, slot, group))
+        return int(self._lib.wv_read_calls(self._context(), slot, group))
 
     def processes(self, gpu: str | int) -> list[VirtualProcess]:
         """The processes that NVML lists."""
         room = (lib.Process * lib.MAX_PROCESSES)()
-        count = self._lib.wv_read_processes(self._handle, self._slot(gpu), room)
+        count = self._lib.wv_read_processes(self._context(), self._slot(gpu), room)
         return [process_of(found) for found in room[:count]]
 
     # What happens to it
@@ -331,9 +331,12 @@ class VirtualGpus:
         self._call("wv_set", gpu, self._slot(gpu), setting, value, cause)
 
     def _call(self, name: str, found: object, *arguments: object) -> None:
+        lib.check(getattr(self._lib, name)(self._context(), *arguments), "virtual GPU", found)
+
+    def _context(self) -> c.c_void_p:
         if self._handle is None:
             raise InputError("virtual node", str(self.path), "is closed")
-        lib.check(getattr(self._lib, name)(self._handle, *arguments), "virtual GPU", found)
+        return self._handle
 
     def _overview(self) -> lib.Overview:
         view = lib.Overview()
