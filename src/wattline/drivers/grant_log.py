@@ -88,14 +88,14 @@ class GrantLog:
         if not content:
             _sync_directory(self._path.parent)
 
-    def open_epoch(self, epoch: int) -> None:
+    def open_epoch(self, epoch: int, records: Sequence[JsonRecord] = ()) -> None:
         """Begin `epoch`, durably; FencedError unless it is newer than every epoch in the file."""
         if epoch <= self.epoch:
             raise FencedError(
                 f"{self._path}: holds epoch {self.epoch}: epoch {epoch} is not newer: "
                 "stop this coordinator and start it anew"
             )
-        self._append(epoch, [])
+        self._append(epoch, records)
         self.epoch = epoch
 
     def append(self, records: Sequence[JsonRecord], *, epoch: int) -> None:
