@@ -16,7 +16,9 @@ from wattline.core.decision import PoolPlan
 from wattline.core.fleet import Setting
 from wattline.core.snapshot import GpuTable, Phase
 from wattline.core.transition import Transition, cap_steps, gpu_arrays
-from wattline.grants.ledger import GpuLimits, Grant, Ledger, Report
+from wattline.grants.book import GpuLimits
+from wattline.grants.ledger import Ledger
+from wattline.grants.messages import Grant, Report
 
 POOLS = 2
 REPLICAS = 3
@@ -37,8 +39,8 @@ class World:
     now_s: float = 0.0
     pool: list[int] = field(default_factory=list)
     replica: list[int] = field(default_factory=list)
-    grants: list[tuple[float, Grant]] = field(default_factory=list)
-    reports: list[tuple[float, Report]] = field(default_factory=list)
+    grants: list[tuple[float, Grant[int]]] = field(default_factory=list)
+    reports: list[tuple[float, Report[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for pool, size in enumerate(GPUS_PER_REPLICA):
@@ -54,9 +56,26 @@ class World:
         self.granted_w = [START_W] * count
         self.seen_w: list[float] = [START_W] * count
         limits = [GpuLimits(MIN_W, MAX_W, SETTLE_S)] * count
-        self.ledger = Ledger(limits, self.usable_w + GUARD_W, GUARD_W)
+        self.ledger = Ledger(dict(enumerate(limits)), self.usable_w + GUARD_W, GUARD_W)
         for gpu in range(count):
-            self.ledger.on_report(Report(gpu, 1, 0, 0, START_W, standing_s=60.0), 0.0)
+            self.ledger.on_report(self.report(gpu), 0.0)
+            adopt = self.ledger.adopt(gpu)
+            assert adopt is not None
+            self.obeyed[gpu] = adopt.sequence
+            self.ledger.on_report(self.report(gpu), 0.0)
+
+    def report(self, gpu: int) -> Report[int]:
+        self.number[gpu] += 1
+        return Report(
+            gpu=gpu,
+            incarnation=1,
+            epoch=1,
+            sequence=self.obeyed[gpu],
+            report_sequence=self.number[gpu],
+            enforced_w=self.register_w[gpu],
+            held_w=self.register_w[gpu],
+            standing_s=60.0 if self.now_s == 0.0 else 0.0,
+        )
 
     def table(self) -> GpuTable:
         count = len(self.pool)
@@ -90,8 +109,7 @@ class World:
                 self.past[grant.gpu].append((due_s, self.register_w[grant.gpu]))
                 self.register_w[grant.gpu] = grant.watts
         for gpu in range(len(self.pool)):
-            self.number[gpu] += 1
-            report = Report(gpu, 1, self.obeyed[gpu], self.number[gpu], self.register_w[gpu])
+            report = self.report(gpu)
             if self.random.random() >= self.loss:
                 self.reports.append((self.now_s + self.random.choice([0.0, 0.0, 1.2]), report))
         for due_s, report in [entry for entry in self.reports if entry[0] <= self.now_s]:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import itertools
 
-from wattline.grants.ledger import Grant
+from wattline.grants.messages import Grant
+from wattline.grants.node_state import Found
 from wattline.sim.node import Node, Order
 
 
@@ -23,18 +24,25 @@ class Hardware:
 
     def node(self) -> Node:
         return Node(
-            [0, 1],
+            {gpu: Found(500.0, 100.0, 700.0) for gpu in (0, 1)},
             write=self.write,
             read=lambda gpu: self.enforced_w[gpu],
             on_repair=self.repaired.append,
-            epoch=1,
-            initial_w=[500.0, 500.0],
-            initial_clock=[1.0, 1.0],
+            initial_clock={0: 1.0, 1: 1.0},
         )
 
 
 def order(gpu: int, sequence: int, watts: float, epoch: int = 1) -> Order:
-    return Order(Grant(gpu, epoch, sequence, watts), 1.0)
+    grant = Grant(
+        gpu=gpu,
+        incarnation=1,
+        epoch=epoch,
+        sequence=sequence,
+        watts=watts,
+        brake_w=100.0,
+        lease_s=float("inf"),
+    )
+    return Order(grant, 1.0)
 
 
 def test_obeys_only_what_is_newer() -> None:
