@@ -64,8 +64,8 @@ class Rig(Protocol):
     """Four GPUs that accept 200 to 700 W, with their driver."""
 
     driver: GpuDriver
-    limits_mw: bool
-    """Limits are kept to the milliwatt; else to the watt."""
+    step_w: float
+    """Limits are kept to a multiple of this; 0: exactly."""
     clock_ceilings: bool
 
     def fail(self, uuid: str, fault: GpuFault | None) -> None:
@@ -142,9 +142,8 @@ def test_a_limit_is_enforced_and_read_back(rig: Rig) -> None:
 def test_never_more_than_asked_for_is_written(rig: Rig, watts: float) -> None:
     gpu = rig.driver.enumerate()[0]
     gpu.write_limit(watts)
-    step_w = 0.001 if rig.limits_mw else 1.0
     enforced_w = rig.enforced_w(gpu.identity.uuid)
-    assert watts - step_w < enforced_w <= watts + 1e-9
+    assert watts - rig.step_w - 1e-9 < enforced_w <= watts + 1e-9
     assert gpu.enforced_w() == pytest.approx(enforced_w, abs=1e-9)
 
 

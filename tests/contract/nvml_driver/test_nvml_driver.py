@@ -25,7 +25,7 @@ CODES = {
 class VirtualRig:
     """The NVML driver on four virtual H100."""
 
-    limits_mw = True
+    step_w = 0.001
     clock_ceilings = True
 
     def __init__(self, node: VirtualNode) -> None:

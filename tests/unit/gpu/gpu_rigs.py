@@ -18,7 +18,8 @@ FOUR_H100 = ("NVIDIA H100 80GB HBM3",) * 4
 class SimulatedRig:
     """The simulated driver; what the other rigs do to the same hardware is inherited."""
 
-    limits_mw = True
+    step_w = 0.0
+    """Limits are kept to a multiple of this; 0: exactly."""
     clock_ceilings = True
     driver: GpuDriver
 
@@ -66,13 +67,12 @@ class SimulatedRig:
 class NvmlRig(SimulatedRig):
     """The NVML driver over a stand-in for its binding."""
 
+    step_w = 0.001
+
     def __init__(self, release: Release | None = None) -> None:
         super().__init__()
         self.binding = FakeNvml(self.node, release)
         self.driver = NvmlDriver(self.binding)
-
-    def fail(self, uuid: str, fault: GpuFault | None) -> None:
-        super().fail(uuid, fault)
 
     def reload(self) -> None:
         self.binding.reload()
@@ -81,7 +81,7 @@ class NvmlRig(SimulatedRig):
 class DcgmRig(SimulatedRig):
     """The DCGM driver over a stand-in for its bindings, with NVML beside it for readings."""
 
-    limits_mw = False
+    step_w = 1.0
     clock_ceilings = False
 
     def __init__(self) -> None:
