@@ -152,7 +152,7 @@ class ControlPlane:
         def ready() -> bool:
             assert self._processes["kube-apiserver"].poll() is None, self.log("kube-apiserver")
             try:
-                return self.request("GET", "/readyz").status_code == 200
+                return bool(self.request("GET", "/readyz").status_code == 200)
             except httpx2.HTTPError:
                 return False
 
