@@ -171,5 +171,13 @@ def new_book(where: str, limits: GpuLimits, booked_mw: int | None) -> Book[Gpu]:
     default_mw = max_mw if limits.default_w is None else milliwatts(where, limits.default_w)
     level_mw = max_mw if booked_mw is None else booked_mw
     return Book(
-        min_mw, max_mw, default_mw, limits.settle_s, limits.node, level_mw, [(0, level_mw)], []
+        min_mw=min_mw,
+        max_mw=max_mw,
+        default_mw=default_mw,
+        settle_s=limits.settle_s,
+        node=limits.node,
+        booked_mw=level_mw,
+        alive=[(0, level_mw)],
+        settling=[],
+        ours_mw=booked_mw,
     )

@@ -50,7 +50,8 @@ class Coordinator(Generic[Gpu]):
 
     The ledger's epoch must be this coordinator's own: opened in the log, or above any that a report
     has shown. `terms` go with every grant that does not bring its own. `budget_version`: of the
-    budget that the ledger was built with; None: budgets have no versions.
+    budget that the ledger was built with; None: budgets have no versions. `brake_deadline_s`: the
+    least time that nodes get between the announcement of a cut and its being judged.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Coordinator(Generic[Gpu]):
         *,
         terms: Terms | None = None,
         budget_version: int | None = None,
+        brake_deadline_s: float = 0.0,
         resend_s: float = RESEND_S,
     ) -> None:
         self.ledger = ledger
         self.terms = terms or Terms()
         self.budget_version = budget_version
         self.fenced_by: int | None = None
+        self._brake_deadline_s = brake_deadline_s
         self._resend_s = resend_s
         self._seen_budget = budget_version
         self._logged_mw = {gpu: ledger.book(gpu).booked_mw for gpu in ledger.gpus}
@@ -73,7 +76,7 @@ class Coordinator(Generic[Gpu]):
         self._unanswered: dict[Gpu, float] = {}
         self._renewals: list[tuple[float, int, int, Gpu]] = []
         self._renewal_count = 0
-        self._declined: dict[Gpu, float] = {}
+        self._retry_s: dict[Gpu, float] = {}
 
     @property
     def epoch(self) -> int:
@@ -166,23 +169,25 @@ class Coordinator(Generic[Gpu]):
         what could not be granted yet. O(GPUs of the plan).
         """
         self.ledger.advance(now_s)
-        wanted = [
-            (watts, gpu)
-            for gpu, watts in plan.items()
-            if self.ledger.granted_w(gpu) != round(watts * 1000) / 1000
-            and self._declined.get(gpu, now_s) <= now_s
-        ]
         book = self.ledger.book
+        wanted = [(watts, gpu) for gpu, watts in plan.items() if self._asks(gpu, watts, now_s)]
         wanted.sort(key=lambda entry: entry[0] * 1000 > book(entry[1]).leave_mw)
-        refusals = []
-        for watts, gpu in wanted:
-            if self.ledger.book(gpu).newest is not None:
-                self._declined[gpu] = now_s + RETRY_DECLINED_S
-            answer = self.grant(gpu, watts, now_s)
-            if isinstance(answer, Refusal):
-                self._declined.pop(gpu, None)
-                refusals.append(answer)
-        return refusals
+        answers = [self.grant(gpu, watts, now_s) for watts, gpu in wanted]
+        return [answer for answer in answers if isinstance(answer, Refusal)]
+
+    def _asks(self, gpu: Gpu, watts: float, now_s: float) -> bool:
+        """True if `gpu` has no leave for `watts`, nor declined just that a moment ago."""
+        granted_w = self.ledger.granted_w(gpu)
+        wanted_w = round(watts * 1000) / 1000
+        if granted_w == wanted_w:
+            return False
+        newest = self.ledger.newest_grant(gpu)
+        if granted_w is None or newest is None or newest.watts != wanted_w:
+            return True
+        if now_s < self._retry_s.get(gpu, now_s):
+            return False
+        self._retry_s[gpu] = now_s + RETRY_DECLINED_S
+        return True
 
     def _send_grant(self, grant: Grant[Gpu], now_s: float) -> None:
         self._messages.append(grant)
@@ -240,15 +245,18 @@ class Coordinator(Generic[Gpu]):
     ) -> None:
         """Take a new budget; see `Ledger.set_budget`. An older version than the present is ignored.
 
-        `effective_s`: when a cut is judged from, its announcement plus the brake's deadline if that
-        is later.
+        A cut is judged from `effective_s` (None: now), or from now plus the brake's deadline if
+        that is later; raises are judged by it at once.
         """
         if version is not None:
             if self.budget_version is not None and version < self.budget_version:
                 return
             self.budget_version = version
             self._seen_budget = max(version, self._seen_budget or version)
-        self.ledger.set_budget(budget_w, guard_w, now_s, effective_s)
+        at_s = now_s if effective_s is None else effective_s
+        if budget_w - guard_w < self.ledger.usable_w:
+            at_s = max(at_s, now_s + self._brake_deadline_s)
+        self.ledger.set_budget(budget_w, guard_w, now_s, at_s)
 
     def add(self, gpu: Gpu, limits: GpuLimits) -> None:
         """A GPU that is to be booked from now on: at its largest limit, until its node answers."""
@@ -271,7 +279,7 @@ class Coordinator(Generic[Gpu]):
         self.ledger.remove(gpu)
         del self._logged_mw[gpu]
         self._unanswered.pop(gpu, None)
-        self._declined.pop(gpu, None)
+        self._retry_s.pop(gpu, None)
 
     # What goes out
 
@@ -309,7 +317,7 @@ class Coordinator(Generic[Gpu]):
         other._records, other._messages = list(self._records), list(self._messages)
         other._unanswered = dict(self._unanswered)
         other._renewals = list(self._renewals)
-        other._declined = dict(self._declined)
+        other._retry_s = dict(self._retry_s)
         return other
 
     def freeze(self) -> Hashable:

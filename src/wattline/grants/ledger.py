@@ -17,22 +17,21 @@ Every call costs O(1), amortised. No clock is read: `now_s` comes in and never r
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Mapping
-from copy import copy
-from typing import Generic, Self
+from collections.abc import Mapping
 
 from wattline.core.errors import InputError, SafetyError
 from wattline.grants.allowance import Allowance
 from wattline.grants.answers import Refusal, RefusalReason, Terms
 from wattline.grants.book import Book, GpuLimits, new_book
-from wattline.grants.exposure import Cause, Exposure, share_out
+from wattline.grants.bookings import Bookings
+from wattline.grants.exposure import Cause
 from wattline.grants.messages import Adopt, Gpu, Grant, Report
 from wattline.grants.watts import milliwatts
 
 __all__ = ["GpuLimits", "Ledger", "Refusal", "RefusalReason", "Terms"]
 
 
-class Ledger(Generic[Gpu]):
+class Ledger(Bookings[Gpu]):
     """Bookings of one strict domain.
 
     `limits` gives one entry per GPU. `booked_mw`: bounds that a log proves, for a restart; a GPU
@@ -51,120 +50,11 @@ class Ledger(Generic[Gpu]):
         booked_mw: Mapping[Gpu, int] | None = None,
         silent_after_s: float = float("inf"),
     ) -> None:
-        self._epoch = epoch
+        super().__init__(epoch, Allowance(budget_w, guard_w))
         self._silent_after_s = silent_after_s
-        self._now_s = 0.0
-        self._due: list[tuple[float, int, Gpu]] = []
-        self._silences: list[tuple[float, int, Gpu]] = []
-        self._count = 0
-        self._outside: dict[Gpu, tuple[Cause, int]] = {}
-        self._fallen: dict[Gpu, None] = {}
-        self._books: dict[Gpu, Book[Gpu]] = {}
-        self._total_mw = 0
-        self._allowance = Allowance(budget_w, guard_w)
         bounds = booked_mw or {}
         for gpu, entry in limits.items():
             self.add(gpu, entry, bounds.get(gpu))
-
-    # What is known
-
-    @property
-    def epoch(self) -> int:
-        """Epoch that this ledger's grants carry."""
-        return self._epoch
-
-    @property
-    def gpus(self) -> tuple[Gpu, ...]:
-        """All GPUs, in the order in which they were added."""
-        return tuple(self._books)
-
-    @property
-    def total_booked_w(self) -> float:
-        """Sum of all bookings."""
-        return self._total_mw / 1000
-
-    @property
-    def usable_w(self) -> float:
-        """Budget less guard band, as raises are judged: an announced cut counts at once."""
-        return self._allowance.usable_mw / 1000
-
-    @property
-    def free_w(self) -> float:
-        """Watts that a raise may take now; never negative."""
-        return max(0, self._free_mw) / 1000
-
-    @property
-    def exposure_w(self) -> float:
-        """Watts by which the bookings exceed the budget in force: never by an action of ours."""
-        return max(0, self._total_mw - self._allowance.in_force_mw) / 1000
-
-    @property
-    def exposures(self) -> tuple[Exposure[Gpu], ...]:
-        """`exposure_w` by GPU and cause, as far as known; a budget cut has no GPU."""
-        return share_out(self.exposure_w, self._outside)
-
-    @property
-    def found_above_w(self) -> dict[Gpu, float]:
-        """Per GPU: watts by which its enforced limit exceeds all that it has leave for.
-
-        A rival writer, a clamp upwards, a node back at its defaults. Empty in peace.
-        """
-        return {
-            gpu: mw / 1000
-            for gpu, (cause, mw) in self._outside.items()
-            if cause in (Cause.FOUND_ABOVE, Cause.AT_DEFAULT)
-        }
-
-    @property
-    def _free_mw(self) -> int:
-        return self._allowance.usable_mw - self._total_mw
-
-    def booked_w(self, gpu: Gpu) -> float:
-        """Return the most that `gpu` may be allowed to draw, as far as we can know."""
-        return self._books[gpu].booked_mw / 1000
-
-    def booked_column_w(self) -> tuple[float, ...]:
-        """Bookings of all GPUs in order, for a snapshot."""
-        return tuple([book.booked_mw / 1000 for book in self._books.values()])
-
-    def book(self, gpu: Gpu) -> Book[Gpu]:
-        """Return the book of `gpu`, to be read only."""
-        return self._books[gpu]
-
-    def newest_grant(self, gpu: Gpu) -> Grant[Gpu] | None:
-        """Return the newest grant of `gpu`, or None. To be sent again when its node did not act."""
-        return self._books[gpu].newest
-
-    def granted_w(self, gpu: Gpu) -> float | None:
-        """Return the watts that the newest grant gives leave for; None when it is dead.
-
-        It is when its node has started anew, has braked, or fell into doubt since it was sent. What
-        a node declined (an operator's hold) it has no leave for.
-        """
-        book = self._books[gpu]
-        newest = book.newest
-        if newest is None or newest.sequence < book.addressed_from:
-            return None
-        if book.acted >= newest.sequence and book.ours_mw is not None:
-            return book.ours_mw / 1000
-        return newest.watts
-
-    def acted_on_newest(self, gpu: Gpu) -> bool:
-        """Return True when a report answers the newest message that was sent for `gpu`."""
-        book = self._books[gpu]
-        return book.acted >= book.sent
-
-    def reboot_exposure_w(self, nodes: int) -> float:
-        """Watts that could be booked above the present if `nodes` nodes came up at their defaults.
-
-        The worst choice of nodes; to be kept free by whoever wants to be covered (rule
-        EXPOSURE_IS_STATED). O(GPUs).
-        """
-        rises_mw: dict[str, int] = {}
-        for book in self._books.values():
-            rise_mw = max(0, book.default_mw - book.booked_mw)
-            rises_mw[book.node] = rises_mw.get(book.node, 0) + rise_mw
-        return sum(sorted(rises_mw.values(), reverse=True)[:nodes]) / 1000
 
     # The budget
 
@@ -284,7 +174,8 @@ class Ledger(Generic[Gpu]):
         known_mw = before_mw if book.ours_mw is not None else None
         if self._answers(book, report):
             self._take_answer(book, report, held_mw)
-            ours_mw = max(book.ours_mw or 0, max([0, *(mw for _, mw in book.alive[1:])]))
+            later = [mw for sequence, mw in book.alive if sequence > report.sequence]
+            ours_mw = max([book.ours_mw or 0, *later])
         else:
             self._take_unproven(book, report, max(enforced_mw, held_mw))
             ours_mw = max(enforced_mw, held_mw) if known_mw is None else known_mw
@@ -314,8 +205,8 @@ class Ledger(Generic[Gpu]):
         elif book.ours_mw is None:
             book.ours_mw = held_mw
         else:
-            covered = [mw for sequence, mw in book.alive if sequence <= report.sequence]
-            book.ours_mw = min(max([book.ours_mw, *covered]), held_mw)
+            exact = [mw for sequence, mw in book.alive if sequence == report.sequence]
+            book.ours_mw = min(exact[0] if exact else book.ours_mw, held_mw)
         book.supersede(report.sequence, held_mw)
 
     def _take_unproven(self, book: Book[Gpu], report: Report[Gpu], level_mw: int) -> None:
@@ -347,9 +238,7 @@ class Ledger(Generic[Gpu]):
             at_default = enforced_mw == book.default_mw
             cause = Cause.AT_DEFAULT if at_default else Cause.FOUND_ABOVE
             self._outside[gpu] = (cause, enforced_mw - ours_mw)
-        elif not book.proven and book.ours_mw is None:
-            self._outside[gpu] = (Cause.UNKNOWN, book.booked_mw)
-        else:
+        elif book.proven or self._outside.get(gpu, (None,))[0] is not Cause.UNKNOWN:
             self._outside.pop(gpu, None)
 
     # GPUs that come and go
@@ -445,35 +334,3 @@ class Ledger(Generic[Gpu]):
             self._fallen[gpu] = None
         self._total_mw += booked_mw - book.booked_mw
         book.booked_mw = booked_mw
-
-    def copy(self) -> Self:
-        """Return a ledger that changes on its own."""
-        other = copy(self)
-        other._books = {gpu: book.copy() for gpu, book in self._books.items()}
-        other._allowance = self._allowance.copy()
-        other._due, other._silences = list(self._due), list(self._silences)
-        other._outside, other._fallen = dict(self._outside), dict(self._fallen)
-        return other
-
-    def freeze(self) -> Hashable:
-        """Return everything that decides what the ledger does next; times relative to its own."""
-        return (
-            self._epoch,
-            self._allowance.freeze(),
-            tuple([(gpu, book.freeze(self._now_s)) for gpu, book in self._books.items()]),
-        )
-
-    def take_fallen(self) -> tuple[Gpu, ...]:
-        """Return the GPUs whose booking has fallen since the last call."""
-        fallen = tuple(self._fallen)
-        self._fallen.clear()
-        return fallen
-
-    def check(self) -> None:
-        """Recompute every sum from scratch; SafetyError if the running ones differ. O(GPUs)."""
-        for gpu, book in self._books.items():
-            if book.booked_mw != book.target_mw:
-                raise SafetyError(f"booking of GPU {gpu} is {book.booked_mw} mW: a bug, stop")
-        total_mw = sum(book.booked_mw for book in self._books.values())
-        if total_mw != self._total_mw:
-            raise SafetyError(f"sum of bookings is {total_mw}, kept {self._total_mw} mW: a bug")

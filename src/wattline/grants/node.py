@@ -14,23 +14,20 @@ and `on_enforced` for readings without a write. Rules are named in `grants/rules
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Generic, Self
 
-from wattline.grants.messages import Adopt, Gpu, Grant, Report
+from wattline.grants.holdings import Holdings
+from wattline.grants.messages import Adopt, Gpu, Grant, Message
 from wattline.grants.node_state import (
-    FOREVER_S,
     Found,
     GpuState,
     Journalled,
     JournalledGpu,
     Outcome,
-    Why,
     first_state,
 )
-from wattline.grants.watts import milliwatts, watts_or_none
+from wattline.grants.watts import milliwatts
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
@@ -38,7 +35,7 @@ LONGEST_BACKOFF_S = 60.0
 double, so that two writers do not fight for ever."""
 
 
-class Node(Generic[Gpu]):
+class Node(Holdings[Gpu]):
     """The state of one node.
 
     `incarnation` must never have been used before on this node, nor be reached from an earlier one
@@ -55,58 +52,12 @@ class Node(Generic[Gpu]):
         journal: Journalled[Gpu] | None = None,
         now_s: float = 0.0,
     ) -> None:
-        self.incarnation = incarnation
-        self.epoch = 0 if journal is None else journal.epoch
-        self.budget_version = None if journal is None else journal.budget_version
-        self.operator_hold = False
-        self.report_sequence = 0
-        self._gpus: dict[Gpu, GpuState] = {}
+        if journal is None:
+            super().__init__(incarnation, 0, None)
+        else:
+            super().__init__(incarnation, journal.epoch, journal.budget_version)
         for gpu, entry in found.items():
             self.add_gpu(gpu, entry, now_s, None if journal is None else journal.gpus.get(gpu))
-
-    # What is known
-
-    @property
-    def gpus(self) -> tuple[Gpu, ...]:
-        """GPUs of the node, in the order in which they were found."""
-        return tuple(self._gpus)
-
-    def state(self, gpu: Gpu) -> GpuState:
-        """Return all that is known about `gpu`."""
-        return self._gpus[gpu]
-
-    def wanted_w(self, gpu: Gpu) -> float:
-        """Return the limit that should be enforced now."""
-        return self._gpus[gpu].wanted_mw / 1000
-
-    def held_w(self, gpu: Gpu) -> float:
-        """Return the largest limit that the node may write by itself."""
-        return self._gpus[gpu].held_mw / 1000
-
-    def why(self, gpu: Gpu) -> Why:
-        """Say why `gpu` is wanted at the limit that it is wanted at."""
-        state = self._gpus[gpu]
-        if state.restored:
-            return Why.RESTORED
-        if state.pin_mw is not None and state.pin_mw < state.held_mw:
-            return Why.PINNED
-        if state.braked:
-            return Why.BRAKED
-        if state.expired:
-            return Why.EXPIRED
-        if self.operator_hold:
-            return Why.HELD
-        return Why.FOUND if state.grant_mw is None else Why.GRANTED
-
-    def rival_w(self, gpu: Gpu) -> float | None:
-        """Return an enforced limit that is not ours, None while what is wanted is enforced.
-
-        While a write is under way, or due for the first time, nobody else is to blame.
-        """
-        state = self._gpus[gpu]
-        if state.writing_mw is not None or state.attempted_mw != state.wanted_mw:
-            return None
-        return None if state.enforced_mw == state.wanted_mw else state.enforced_mw / 1000
 
     # Messages
 
@@ -115,11 +66,7 @@ class Node(Generic[Gpu]):
         state = self._gpus.get(grant.gpu)
         if state is None:
             return Outcome.UNKNOWN_GPU
-        if (
-            grant.incarnation == self.incarnation
-            and (grant.epoch, grant.sequence) == (state.epoch, state.grant_sequence)
-            and (grant.epoch, grant.sequence) == (self.epoch, state.sequence)
-        ):
+        if self._repeats(state, grant) and grant.sequence == state.grant_sequence:
             end_s = now_s + state.lease_s
             self._gpus[grant.gpu] = replace(state, lease_end_s=end_s, expired=False)
             return Outcome.RENEWED
@@ -148,6 +95,7 @@ class Node(Generic[Gpu]):
             expiry_mw=None if expiry is None else max(state.min_mw, expiry),
             expired=False,
             braked=state.braked and not taken,
+            pin_mw=None if state.restored and taken else state.pin_mw,
             restored=state.restored and not taken,
         )
         return outcome
@@ -157,10 +105,7 @@ class Node(Generic[Gpu]):
         state = self._gpus.get(adopt.gpu)
         if state is None:
             return Outcome.UNKNOWN_GPU
-        if adopt.incarnation == self.incarnation and (adopt.epoch, adopt.sequence) == (
-            state.epoch,
-            state.sequence,
-        ):
+        if self._repeats(state, adopt):
             return Outcome.RENEWED
         refusal = self._refusal(state, adopt)
         if refusal is not None:
@@ -170,7 +115,15 @@ class Node(Generic[Gpu]):
         self._gpus[adopt.gpu] = replace(state, epoch=adopt.epoch, sequence=adopt.sequence)
         return Outcome.ACCEPTED
 
-    def _refusal(self, state: GpuState, message: Grant[Gpu] | Adopt[Gpu]) -> Outcome | None:
+    def _repeats(self, state: GpuState, message: Message[Gpu]) -> bool:
+        """True for the newest message acted on, once more."""
+        return (
+            message.incarnation == self.incarnation
+            and message.epoch == self.epoch == state.epoch
+            and message.sequence == state.sequence
+        )
+
+    def _refusal(self, state: GpuState, message: Message[Gpu]) -> Outcome | None:
         """Rules ONE_INCARNATION, EPOCH_FENCES and NEWEST_ONLY."""
         if message.incarnation != self.incarnation:
             return Outcome.OTHER_INCARNATION
@@ -270,6 +223,10 @@ class Node(Generic[Gpu]):
         state = self._gpus[gpu]
         if state.writing_mw is not None and not state.write_returned:
             return None
+        if state.wanted_mw < state.min_mw:
+            return (
+                None  # found below its range, and nothing above that is booked: cannot be written
+            )
         if state.attempted_mw != state.wanted_mw:
             return state.wanted_mw / 1000
         if state.enforced_mw == state.wanted_mw or now_s < state.next_repair_s:
@@ -323,16 +280,6 @@ class Node(Generic[Gpu]):
             backoff_s=0.0 if at_peace else state.backoff_s,
         )
 
-    def next_deadline_s(self) -> float:
-        """Return the time of the next expiry or repair; infinity if none is due."""
-        due_s = FOREVER_S
-        for state in self._gpus.values():
-            if not state.expired:
-                due_s = min(due_s, state.lease_end_s)
-            if state.enforced_mw != state.wanted_mw:
-                due_s = min(due_s, state.next_repair_s)
-        return due_s
-
     # GPUs that come and go
 
     def add_gpu(
@@ -355,61 +302,4 @@ class Node(Generic[Gpu]):
             self._gpus[gpu],
             min_mw=milliwatts("min_w", min_w),
             max_mw=milliwatts("max_w", max_w),
-        )
-
-    # What goes out
-
-    def report(self, gpu: Gpu, now_s: float) -> Report[Gpu]:
-        """Say what is known about `gpu`, as of its newest reading."""
-        state = self._gpus[gpu]
-        self.report_sequence += 1
-        return Report(
-            gpu=gpu,
-            incarnation=self.incarnation,
-            epoch=self.epoch,
-            sequence=state.sequence if state.epoch == self.epoch else 0,
-            report_sequence=self.report_sequence,
-            enforced_w=state.enforced_mw / 1000,
-            held_w=state.reported_held_mw / 1000,
-            standing_s=max(0.0, now_s - state.since_s),
-            budget_version=self.budget_version,
-            persistence=state.persistence,
-        )
-
-    def reports(self, now_s: float) -> list[Report[Gpu]]:
-        """Report on every GPU."""
-        return [self.report(gpu, now_s) for gpu in self._gpus]
-
-    def copy(self) -> Self:
-        """Return a node that changes on its own."""
-        other = copy(self)
-        other._gpus = dict(self._gpus)
-        return other
-
-    def freeze(self) -> Hashable:
-        """Return everything that changes as one value; times are as they are."""
-        return (
-            self.incarnation,
-            self.epoch,
-            self.budget_version,
-            self.operator_hold,
-            self.report_sequence,
-            tuple(self._gpus.items()),
-        )
-
-    def journal_state(self) -> Journalled[Gpu]:
-        """Return what must be on disk before the next write begins (JOURNAL_BEFORE_WRITE)."""
-        return Journalled(
-            incarnation=self.incarnation,
-            epoch=self.epoch,
-            budget_version=self.budget_version,
-            gpus={
-                gpu: JournalledGpu(
-                    held_w=state.held_mw / 1000,
-                    brake_w=state.brake_mw / 1000,
-                    lease_s=state.lease_s,
-                    expiry_w=watts_or_none(state.expiry_mw),
-                )
-                for gpu, state in self._gpus.items()
-            },
         )

@@ -123,8 +123,9 @@ class GpuState:
 
     @property
     def wanted_mw(self) -> int:
-        """What should be enforced now."""
-        return self.held_mw if self.pin_mw is None else min(self.held_mw, self.pin_mw)
+        """What should be enforced now: what is held, an operator's pin or the range permitting."""
+        wanted_mw = min(self.held_mw, self.max_mw)
+        return wanted_mw if self.pin_mw is None else min(wanted_mw, self.pin_mw)
 
     @property
     def reported_held_mw(self) -> int:
