@@ -28,7 +28,7 @@ class BrakeCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Braked:
-    """The brake has been called: every lane has its brake watts in front of it. count: how often."""
+    """The brake was called: every lane has its brake watts in front of it. count: how often."""
 
     call: BrakeCall
     count: int
@@ -43,6 +43,9 @@ class BrakeSwitch:
         self._targets: tuple[tuple[Lane, float], ...] = ()
         self._count = 0
         self._thread = threading.Thread(target=self._run, name="brake", daemon=True)
+
+    def start(self) -> None:
+        """Begin to carry calls; those made before are carried first."""
         self._thread.start()
 
     def set_targets(self, targets: tuple[tuple[Lane, float], ...]) -> None:
@@ -56,7 +59,8 @@ class BrakeSwitch:
     def close(self) -> None:
         """End the thread after the calls that are already made."""
         self._calls.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -90,7 +90,7 @@ def carry_out(
     elif order.reset_clocks:
         _call(device.reset_clocks, clock_errors)
     # A write that failed may have taken effect all the same: only the read back tells.
-    enforced_w = _call(device.enforced_w, missing)
+    enforced_w = _call(lambda: _plausible(device.enforced_w()), missing)
     return Written(
         uuid=uuid,
         order=order,
@@ -109,7 +109,7 @@ def take_readings(
 ) -> Readings:
     """One pass over what a GPU says; with `facts`, over what changes seldom too."""
     errors: list[GpuError] = []
-    enforced_w = _call(device.enforced_w, errors)
+    enforced_w = _call(lambda: _plausible(device.enforced_w()), errors)
     read_s = now()
     if enforced_w is None:
         return Readings(uuid=uuid, read_s=read_s, error=_first(errors))
@@ -147,6 +147,13 @@ def _call(call: Callable[[], T], errors: list[GpuError]) -> T | None:
         text = f"{getattr(call, '__name__', 'call')}: {type(error).__name__}: {error}"
         errors.append(GpuError(GpuFault.UNKNOWN, text))
     return None
+
+
+def _plausible(watts: float) -> float:
+    """A limit as it can be; GpuError for what no GPU enforces."""
+    if not 0.0 <= watts < 1e6:
+        raise GpuError(GpuFault.UNKNOWN, f"enforced limit: {watts} W cannot be")
+    return watts
 
 
 def _first(errors: list[GpuError]) -> GpuError | None:

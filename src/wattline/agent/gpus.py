@@ -1,0 +1,71 @@
+"""What the loop knows of each GPU beside the protocol's state: the thread, readings, records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from wattline.agent.annotated import Decision
+from wattline.agent.device_calls import Facts, Readings
+from wattline.agent.journal import GpuRecord
+from wattline.agent.lanes import Lane
+from wattline.drivers.gpu.device import GpuIdentity
+
+UNKNOWN_CLOCK = -1
+"""A ceiling that we set may or may not be in force: the clocks cannot be asked."""
+
+
+@dataclass(slots=True)
+class Write:
+    """A write that has been handed to a lane and not yet been answered. serial 0: by a brake."""
+
+    serial: int
+    watts: float
+
+
+@dataclass(slots=True)
+class GpuEntry:
+    """One GPU of the node.
+
+    known: its limit and range have been read, so the protocol's state has it. ours: its limit is
+    ours to write and to repair. record: what the journal must say of it. sure: its newest call
+    succeeded, so what is known may be reported. releasing: the original limit is being given back.
+    orphan: left over from an earlier run, and nobody has been seen on it yet.
+    """
+
+    uuid: str
+    identity: GpuIdentity
+    lane: Lane
+    record: GpuRecord
+    present: bool = True
+    known: bool = False
+    ours: bool = False
+    sure: bool = False
+    releasing: bool = False
+    orphan: bool = False
+    readings: Readings | None = None
+    facts: Facts | None = None
+    fault: str | None = None
+    write_error: str | None = None
+    write: Write | None = None
+    brakes_done: int = 0
+    clock_wanted: int | None = None
+    clock_set: int | None = None
+    clock_sent: int | None = None
+    clock_failed: int | None = None
+    clock_error: str | None = None
+    clock_looked_s: float = 0.0
+    decision: Decision | None = None
+    owners: tuple[str, ...] = ()
+    remark: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts since the start, by the names of the metric catalogue."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, key: str) -> None:
+        """Count one."""
+        self.counts[key] += 1
