@@ -22,6 +22,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Generic, Self
 
+from wattline.core.errors import InputError
 from wattline.grants.answers import Refusal, RefusalReason, Terms
 from wattline.grants.book import GpuLimits
 from wattline.grants.ledger import Ledger
@@ -266,8 +267,15 @@ class Coordinator(Generic[Gpu]):
     def release(self, gpu: Gpu, by: str, why: str, now_s: float) -> None:
         """Book nothing for `gpu` because `by` attests that it is powered off or gone.
 
-        Audited in the log; undone by any later report of it (rule ATTESTED_RELEASE).
+        Audited in the log; undone by any later report of it (rule ATTESTED_RELEASE). InputError
+        when fenced: nothing can be logged any more.
         """
+        if self.fenced_by is not None:
+            raise InputError(
+                f"release of GPU {gpu}",
+                f"epoch {self.fenced_by}",
+                "another coordinator is in charge: ask that one",
+            )
         self.ledger.release(gpu, now_s)
         self._unanswered.pop(gpu, None)
         self._log_lowered()

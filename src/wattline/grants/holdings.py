@@ -77,7 +77,10 @@ class Holdings(Generic[Gpu]):
         return due_s
 
     def report(self, gpu: Gpu, now_s: float) -> Report[Gpu]:
-        """Say what is known about `gpu`, as of its newest reading."""
+        """Say what is known about `gpu`, as of its newest reading.
+
+        Not to be called for a GPU that does not answer: an old reading must not pass for a new one.
+        """
         state = self._gpus[gpu]
         self.report_sequence += 1
         return Report(
@@ -88,7 +91,7 @@ class Holdings(Generic[Gpu]):
             report_sequence=self.report_sequence,
             enforced_w=state.enforced_mw / 1000,
             held_w=state.reported_held_mw / 1000,
-            standing_s=max(0.0, now_s - state.since_s),
+            standing_s=max(0.0, min(now_s, state.read_s) - state.since_s),
             budget_version=self.budget_version,
             persistence=state.persistence,
         )

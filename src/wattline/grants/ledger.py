@@ -259,7 +259,8 @@ class Ledger(Bookings[Gpu]):
         """
         self.advance(now_s)
         book = self._books[gpu]
-        book.released_mw = book.standing_mw
+        book.released_mw = max(book.standing_mw, book.released_mw or 0)
+        book.ours_mw = 0
         book.sent += 1
         book.alive[:] = [(book.sent, 0)]
         book.addressed_from = book.sent + 1
