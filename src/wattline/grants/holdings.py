@@ -76,8 +76,8 @@ class Holdings(Generic[Gpu]):
                 due_s = min(due_s, state.next_repair_s)
         return due_s
 
-    def report(self, gpu: Gpu, now_s: float) -> Report[Gpu]:
-        """Say what is known about `gpu`, as of its newest reading.
+    def report(self, gpu: Gpu, read_s: float) -> Report[Gpu]:
+        """Say what is known about `gpu`, as of its newest reading, taken at `read_s`.
 
         Not to be called for a GPU that does not answer: an old reading must not pass for a new one.
         """
@@ -91,14 +91,14 @@ class Holdings(Generic[Gpu]):
             report_sequence=self.report_sequence,
             enforced_w=state.enforced_mw / 1000,
             held_w=state.reported_held_mw / 1000,
-            standing_s=max(0.0, min(now_s, state.read_s) - state.since_s),
+            standing_s=max(0.0, read_s - state.since_s),
             budget_version=self.budget_version,
             persistence=state.persistence,
         )
 
-    def reports(self, now_s: float) -> list[Report[Gpu]]:
-        """Report on every GPU."""
-        return [self.report(gpu, now_s) for gpu in self._gpus]
+    def reports(self, read_s: float) -> list[Report[Gpu]]:
+        """Report on every GPU; all were read at `read_s`."""
+        return [self.report(gpu, read_s) for gpu in self._gpus]
 
     def copy(self) -> Self:
         """Return a node that changes on its own."""

@@ -276,7 +276,6 @@ class Node(Holdings[Gpu]):
             state,
             enforced_mw=enforced_mw,
             since_s=state.since_s if stood else now_s,
-            read_s=now_s,
             writing_mw=writing_mw,
             backoff_s=0.0 if at_peace else state.backoff_s,
         )

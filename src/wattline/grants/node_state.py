@@ -88,11 +88,11 @@ class Journalled(Generic[Gpu]):
 class GpuState:
     """One GPU as its node knows it, in milliwatts and seconds of the node's monotonic clock.
 
-    held_mw: the largest limit that the node may write by itself. enforced_mw: read back last, at
-    read_s, and seen since since_s. sequence: the newest message acted on in this incarnation, under
-    `epoch`. grant_mw: of the grant in force, None before the first. writing_mw: the largest limit written by a call that
-    has not been seen to end by a reading (begun at writing_since_s); write_returned: the call is
-    over, only the reading is missing. attempted_mw: the limit that was written last.
+    held_mw: the largest limit that the node may write by itself. enforced_mw: read back last, seen
+    since since_s. sequence: the newest message acted on in this incarnation, under `epoch`.
+    grant_mw: of the grant in force, None before the first. writing_mw: the largest limit written by
+    a call that has not been seen to end by a reading (begun at writing_since_s); write_returned:
+    the call is over, only the reading is missing. attempted_mw: the limit that was written last.
     """
 
     min_mw: int
@@ -100,7 +100,6 @@ class GpuState:
     held_mw: int
     enforced_mw: int
     since_s: float
-    read_s: float
     brake_mw: int
     epoch: int = 0
     sequence: int = 0
@@ -146,7 +145,6 @@ def first_state(
         held_mw=enforced_mw,
         enforced_mw=enforced_mw,
         since_s=now_s,
-        read_s=now_s,
         brake_mw=min_mw,
         attempted_mw=enforced_mw,
     )
@@ -159,7 +157,6 @@ def first_state(
         held_mw=min(enforced_mw, milliwatts(f"{where}: journalled held_w", journalled.held_w)),
         enforced_mw=enforced_mw,
         since_s=now_s,
-        read_s=now_s,
         brake_mw=min_mw if brake_w is None else milliwatts(f"{where}: journalled brake_w", brake_w),
         lease_s=journalled.lease_s,
         lease_end_s=now_s + journalled.lease_s,
