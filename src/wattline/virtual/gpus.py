@@ -119,11 +119,11 @@ class VirtualGpus:
         """Process ids that have an NVML session and are alive."""
         return tuple(pid for pid in self._overview().clients if pid)
 
-    def state(self, gpu: str | int) -> GpuState:
-        """Read a GPU's registers now."""
+    def state(self, gpu: str | int, *, at_ns: int | None = None) -> GpuState:
+        """Read a GPU's registers now, or as they will be at a later time if nothing happens."""
         slot = self._slot(gpu)
         spec, view = self._spec(slot), lib.View()
-        self._call("wv_read_gpu", gpu, slot, c.byref(view))
+        self._call("wv_read_gpu", gpu, slot, at_ns or 0, c.byref(view))
         overview = self._overview()
         order = list(overview.order[: overview.count])
         index = order.index(slot) if slot in order else None
@@ -132,7 +132,7 @@ class VirtualGpus:
     def enforced_mw(self, gpu: str | int) -> int:
         """Only the enforced limit: cheap enough to sample every millisecond."""
         view = lib.View()
-        self._call("wv_read_gpu", gpu, self._slot(gpu), c.byref(view))
+        self._call("wv_read_gpu", gpu, self._slot(gpu), 0, c.byref(view))
         return int(view.entry.enforced_mw)
 
     def changes(self, gpu: str | int, after: int = 0) -> tuple[list[Change], int]:
@@ -324,7 +324,7 @@ class VirtualGpus:
 
     def _view(self, gpu: str | int) -> lib.View:
         view = lib.View()
-        self._call("wv_read_gpu", gpu, self._slot(gpu), c.byref(view))
+        self._call("wv_read_gpu", gpu, self._slot(gpu), 0, c.byref(view))
         return view
 
     def _set(self, gpu: str | int, setting: _Setting, value: int, cause: Cause) -> None:

@@ -140,7 +140,7 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "wv_set_rival": (c.c_int, (c.c_void_p, c.c_int, _U32, _I64, _I64, _I32)),
     "wv_read_node": (c.c_int, (c.c_void_p, c.POINTER(Overview))),
     "wv_read_spec": (c.c_int, (c.c_void_p, c.c_int, c.POINTER(Spec))),
-    "wv_read_gpu": (c.c_int, (c.c_void_p, c.c_int, c.POINTER(View))),
+    "wv_read_gpu": (c.c_int, (c.c_void_p, c.c_int, _I64, c.POINTER(View))),
     "wv_read_processes": (_U32, (c.c_void_p, c.c_int, c.POINTER(Process))),
     "wv_read_calls": (_U64, (c.c_void_p, c.c_int, c.c_int)),
     "wv_read_log": (_U32, (c.c_void_p, c.c_int, _U64, c.POINTER(Entry), _U32, c.POINTER(_U64))),

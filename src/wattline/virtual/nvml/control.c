@@ -340,14 +340,15 @@ WV_API int wv_read_spec(wv_context *context, int slot, wv_spec *spec)
     return 0;
 }
 
-WV_API int wv_read_gpu(wv_context *context, int slot, wv_view *view)
+/* `at_ns` 0: now; else as it will be at that time if nothing happens until then. */
+WV_API int wv_read_gpu(wv_context *context, int slot, int64_t at_ns, wv_view *view)
 {
     if (slot < 0 || slot >= WV_GPUS || !atomic_load(&context->map->gpus[slot].newest))
         return EINVAL;
     wv_gpu *gpu = &context->map->gpus[slot];
     int64_t now = wv_now();
     wv_rival_due(context->map, gpu, now);
-    wv_look(gpu, now, view);
+    wv_look(gpu, at_ns ? at_ns : now, view);
     return 0;
 }
 

@@ -9,12 +9,14 @@
 #include <strings.h>
 #include <sys/stat.h>
 
-/* Mappings stay mapped until the process ends: another thread may still be inside a call. */
-#define MAX_CONTEXTS 64
+/* Mappings stay until the process ends: another thread may still be inside a call. */
+typedef struct known_context {
+    wv_context context;
+    struct known_context *next;
+} known_context;
 
 static pthread_mutex_t session_lock = PTHREAD_MUTEX_INITIALIZER;
-static wv_context contexts[MAX_CONTEXTS];
-static int context_count;
+static known_context *known;
 static _Atomic(wv_map *) session_map;
 static _Atomic uint32_t session_load;
 static unsigned int references;
@@ -25,22 +27,27 @@ static int find_context(wv_map **map)
     struct stat status;
     if (!path || stat(path, &status) != 0)
         return NVML_ERROR_DRIVER_NOT_LOADED;
-    for (int i = 0; i < context_count; i++) {
-        if (contexts[i].device == status.st_dev && contexts[i].inode == status.st_ino) {
-            *map = contexts[i].map;
+    for (known_context *one = known; one; one = one->next) {
+        if (one->context.device == status.st_dev && one->context.inode == status.st_ino) {
+            *map = one->context.map;
             return NVML_SUCCESS;
         }
     }
-    if (context_count == MAX_CONTEXTS)
+    known_context *fresh = malloc(sizeof *fresh);
+    if (!fresh)
         return NVML_ERROR_INSUFFICIENT_RESOURCES;
-    int error = wv_open_context(&contexts[context_count], path);
+    int error = wv_open_context(&fresh->context, path);
+    if (error)
+        free(fresh);
     if (error == EACCES || error == EPERM)
         return NVML_ERROR_NO_PERMISSION;
     if (error == EPROTO)
         return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     if (error)
         return NVML_ERROR_DRIVER_NOT_LOADED;
-    *map = contexts[context_count++].map;
+    fresh->next = known;
+    known = fresh;
+    *map = fresh->context.map;
     return NVML_SUCCESS;
 }
 
