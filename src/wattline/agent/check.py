@@ -24,6 +24,7 @@ from wattline.drivers.trusted_files import read_trusted
 CAP_SYS_ADMIN = 21
 """Bit of the capability; source: linux/capability.h."""
 LEAST_FREE_BYTES = 1 << 20
+_NOT_SET_S = 1_700_000_000.0
 PODS_S = 10.0
 """How long the first listing of pods may take."""
 
@@ -54,7 +55,7 @@ class Sources:
     """
 
     driver: Callable[[], GpuDriver]
-    owners: Callable[[GpuDriver], OwnerSource]
+    owners: Callable[[], OwnerSource]
     pods: Callable[[], PodSource] | None
 
 
@@ -69,8 +70,7 @@ def check(settings: AgentSettings, sources: Sources) -> list[Row]:
         rows.append(Row(Level.FAIL, "gpu library", str(error), "install the driver, or --driver"))
     try:
         rows += _capability(settings)
-        if driver is not None:
-            rows += _owners(settings, sources.owners, driver)
+        rows += _owners(settings, sources.owners)
     finally:
         if driver is not None:
             driver.close()
@@ -221,12 +221,10 @@ def has_capability(bit: int, status: Path = Path("/proc/self/status")) -> bool:
     return False
 
 
-def _owners(
-    settings: AgentSettings, make: Callable[[GpuDriver], OwnerSource], driver: GpuDriver
-) -> Iterator[Row]:
+def _owners(settings: AgentSettings, make: Callable[[], OwnerSource]) -> Iterator[Row]:
     about = "owners"
     try:
-        source = make(driver)
+        source = make()
         try:
             ownership = source.owners()
         finally:
@@ -287,10 +285,11 @@ def _rival(settings: AgentSettings, pods: Sequence[Pod]) -> Iterator[Row]:
 
 
 def _clock() -> Iterator[Row]:
-    asleep_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
-    if asleep_s > 1.0:
-        found = f"the machine has slept for {asleep_s:.0f} s since its start"
-        remedy = "leases do not run out in sleep: switch suspend off on a GPU node"
-        yield Row(Level.WARN, "clock", found, remedy)
+    """Leases run on a clock that no one sets; the wall clock is for TLS and for the audit only."""
+    if time.time() < _NOT_SET_S:
+        remedy = "start time synchronisation: the API server's certificate cannot be checked"
+        yield Row(Level.WARN, "clock", "the wall clock was never set", remedy)
     else:
-        yield Row(Level.OK, "clock", "monotonic, and never stood still since the start")
+        asleep_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+        found = f"leases run on CLOCK_BOOTTIME, {max(asleep_s, 0.0):.0f} s of sleep in it"
+        yield Row(Level.OK, "clock", found)

@@ -50,14 +50,14 @@ _LONGEST_SOCKET_PATH = 100  # Linux has 108 bytes with the end; the file beside 
 class Face:
     """What the servers show and whom they ask.
 
-    stale_s: age of a snapshot above which the loop counts as dead.
+    stale_s: age of a snapshot above which the loop counts as dead. now: the clock of `made_s`.
     """
 
     snapshot: Callable[[], AgentSnapshot | None]
     metrics: Callable[[], bytes]
     submit: Callable[[Command], Answer]
     stale_s: float
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,16 +303,20 @@ class _ControlServer(_Bounded):
 
     def __init__(self, path: Path, face: Face) -> None:
         self._path = path
+        self._inode: int | None = None
         super().__init__(str(path), face)
 
     def server_bind(self) -> None:
         """Bind out of others' reach and move into place, so that it is never open to others."""
         if len(os.fsencode(self._path)) > _LONGEST_SOCKET_PATH - 12:
             raise InputError("state_dir", str(self._path), "too long for a unix socket")
+        if _somebody_listens(self._path):
+            raise WattlineError(f"{self._path}: another agent listens here: end it first")
         with tempfile.TemporaryDirectory(prefix=".c", dir=self._path.parent) as private:
             bound = os.path.join(private, "s")
             self.socket.bind(bound)
             os.chmod(bound, 0o600)
+            self._inode = os.stat(bound).st_ino
             os.replace(bound, self._path)
 
     def refuse(self, handler: _Handler) -> _Reply | None:
@@ -329,9 +333,25 @@ class _ControlServer(_Bounded):
         return uid
 
     def server_close(self) -> None:
-        """Close, and take the socket's name away."""
+        """Close, and take the socket's name away unless a successor has it by now."""
         super().server_close()
-        self._path.unlink(missing_ok=True)
+        try:
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+        except FileNotFoundError:
+            log.debug("the control socket was already gone")
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(str(path))
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 class Servers:
@@ -347,7 +367,7 @@ class Servers:
         except OSError as error:
             tcp.server_close()
             raise WattlineError(f"{control_socket}: {error.strerror or error}") from None
-        except InputError:
+        except WattlineError:
             tcp.server_close()
             raise
         self._servers: tuple[_Bounded, ...] = (tcp, control)

@@ -129,7 +129,7 @@ class AgentSettings:
     pods: str = "auto"
     owners: str = "auto"
     kubelet_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
-    proc_root: Path = Path("/proc")
+    proc_root: Path | None = None
     namespace: str | None = None
     kubeconfig: Path | None = None
     listen: str = "127.0.0.1:9477"
@@ -190,7 +190,9 @@ SETTINGS: Mapping[str, Setting] = {
         "Who holds which GPU; `auto`: the kubelet's socket, processes where it is missing.",
     ),
     "kubelet_socket": Setting(_path, "path", "The kubelet's PodResources socket."),
-    "proc_root": Setting(_path, "path", "The host's process tree, for the fallback by processes."),
+    "proc_root": Setting(
+        _path, "path", "The host's process tree for the fallback; else `/host/proc`, else `/proc`."
+    ),
     "namespace": Setting(_NAME, "name", "Pods of this namespace only."),
     "kubeconfig": Setting(
         _path, "path", "How to reach the cluster; else the pod's service account."

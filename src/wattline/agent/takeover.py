@@ -22,6 +22,7 @@ from wattline.agent.lock import WriterLock
 from wattline.agent.settings import AgentSettings
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.gpu.device import GpuDevice, GpuDriver, GpuError
+from wattline.drivers.kubelet.processes import HOST_PROC, OWN_PROC
 from wattline.drivers.pods import Pod
 from wattline.drivers.trusted_files import sync_folder
 
@@ -71,12 +72,9 @@ def find(
     metrics_port: int = METRICS_PORT,
 ) -> Rival:
     """Look for a Dynamo Power Agent on this node; changes nothing."""
-    running = [
-        f"its pod {pod.namespace}/{pod.name} is on this node"
-        for pod in pods
-        if not pod.finished and _POD.fullmatch(pod.name)
-    ]
-    running += [f"its process {pid} runs" for pid in _processes(settings.proc_root)]
+    running = rival_pods(pods)
+    proc_root = settings.proc_root or (HOST_PROC if HOST_PROC.is_dir() else OWN_PROC)
+    running += [f"its process {pid} runs" for pid in _processes(proc_root)]
     if _serves_metrics(metrics_port):
         running.append(f"its metrics are served on port {metrics_port}")
     managed: tuple[str, ...] = ()
@@ -93,13 +91,27 @@ def find(
     return Rival(running=tuple(running), managed=managed, state_problem=problem)
 
 
+def rival_pods(pods: Iterable[Pod]) -> list[str]:
+    """One line for each pod of this node that has the name of a Dynamo Power Agent."""
+    return [
+        f"its pod {pod.namespace}/{pod.name} is on this node"
+        for pod in pods
+        if not pod.finished and _POD.fullmatch(pod.name)
+    ]
+
+
 def refuse(rival: Rival) -> None:
     """WattlineError for a rival that was not asked to be taken over."""
     if rival:
-        raise WattlineError(
-            f"a Dynamo Power Agent is on this node: {'; '.join(rival.lines())}: two writers would "
-            "fight: remove it, or start with --take-over"
-        )
+        raise WattlineError(refusal(rival.lines()))
+
+
+def refusal(signs: Sequence[str]) -> str:
+    """Why the agent does not start beside it, in one line."""
+    return (
+        f"a Dynamo Power Agent is on this node: {'; '.join(signs)}: two writers would fight: "
+        "remove it, or start with --take-over"
+    )
 
 
 def read_state(path: Path) -> tuple[str, ...]:

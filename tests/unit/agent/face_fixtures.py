@@ -82,6 +82,7 @@ class Agent:
             metrics=exposition(lambda: self.shown, time.monotonic),
             submit=self.submit,
             stale_s=10.0,
+            now=time.monotonic,
         )
 
 
