@@ -128,7 +128,9 @@ class Watch:
             if not isinstance(kind, str) or not isinstance(item, dict):
                 raise KubeError(KubeFault.UNAVAILABLE, f"{self._path}: an event without an object")
             if kind == "ERROR":
-                raise _error_of_status(int(item.get("code") or 500), item, self._path, None)
+                code = item.get("code")
+                code = code if isinstance(code, int) else 500
+                raise _error_of_status(code, item, self._path, None)
             yield kind, item
 
     def interrupt(self) -> None:

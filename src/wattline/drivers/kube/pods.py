@@ -29,6 +29,24 @@ _SHORT_WATCH_S = 1.0
 """A watch that ends sooner, and empty, is a failure: else we would ask without a pause."""
 
 
+class Backoff:
+    """Waits between retries: doubling from 0.2 s to 30 s, the upper half of each by chance."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.reset()
+
+    def reset(self) -> None:
+        """The server answers again."""
+        self._longest_s = FIRST_BACKOFF_S
+
+    def next_s(self, asked_s: float | None) -> float:
+        """Seconds to wait now; at least what the server asked for."""
+        wait_s = self._longest_s * self._chance.uniform(0.5, 1.0)
+        self._longest_s = min(2.0 * self._longest_s, LAST_BACKOFF_S)
+        return max(wait_s, asked_s or 0.0)
+
+
 class KubePods:
     """Pods of one node as `PodSource`. A daemon thread owns `api` and closes it at its end.
 
@@ -68,7 +86,7 @@ class KubePods:
         """Where the watch goes on from; None: list first."""
         self._list_from: str | None = "0"
         """Version that a list must at least have: any, this one, or (None) the very newest."""
-        self._backoff_s = FIRST_BACKOFF_S
+        self._backoff = Backoff(self._random)
 
     def start(self) -> None:
         """Begin to list and watch in the background."""
@@ -115,11 +133,13 @@ class KubePods:
                     self._list()
                 self._watch(self._version)
             except SourceError as error:
-                if self._stopping.is_set():
-                    return
                 self._failed(error)
+            except Exception as error:  # a bug must not end the watch for good: said and retried
+                self._failed(SourceError(f"{self._path}: unexpected {error!r}"))
 
     def _failed(self, error: SourceError) -> None:
+        if self._stopping.is_set():
+            return  # it was stopped, which broke the connection
         retry_after_s = None
         if isinstance(error, KubeError):
             retry_after_s = error.retry_after_s
@@ -129,9 +149,7 @@ class KubePods:
                 self._version = None
         self._failures += 1
         self._trouble = str(error)
-        wait_s = self._backoff_s * self._random.uniform(0.5, 1.0)
-        self._backoff_s = min(2.0 * self._backoff_s, LAST_BACKOFF_S)
-        self._stopping.wait(max(wait_s, retry_after_s or 0.0))
+        self._stopping.wait(self._backoff.next_s(retry_after_s))
 
     def _params(self) -> dict[str, str]:
         return {"fieldSelector": f"spec.nodeName={self._node}"}
@@ -168,14 +186,14 @@ class KubePods:
                 for kind, item in watch.events():
                     self._event(kind, item)
                     heard = True
-                    self._backoff_s = FIRST_BACKOFF_S
+                    self._backoff.reset()
             finally:
                 self._open_watch = None
         if self._stopping.is_set():
             return
         if not heard and self._clock() - began_s < _SHORT_WATCH_S:
             raise SourceError(f"{self._path}: the server ended the watch at once")
-        self._backoff_s = FIRST_BACKOFF_S
+        self._backoff.reset()
 
     def _event(self, kind: str, item: Mapping[str, Any]) -> None:
         version = _version_of(item)
