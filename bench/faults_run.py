@@ -1,0 +1,169 @@
+"""Runs one cell of a campaign from start to end, and says what came of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import faults_agent
+import faults_gpu
+import faults_grants
+from faults_cell import Cell, CellSettings
+from wattline.virtual.judge import Verdict, judge
+
+KINDS = {**faults_agent.KINDS, **faults_gpu.KINDS, **faults_grants.KINDS}
+REST_S = 40.0
+"""Within so long after the last fault everything must be at rest again, and given back if asked."""
+
+
+@dataclass(slots=True)
+class CellResult:
+    """What came of one cell. `failures`: what must not be; empty is a pass."""
+
+    seed: int
+    faults: Counter[str] = field(default_factory=Counter)
+    told: list[tuple[float, str, str, str]] = field(default_factory=list)
+    """(seconds since the start, node, kind, detail) of each fault."""
+    verdict: Verdict | None = None
+    failures: list[str] = field(default_factory=list)
+    observed_s: float = 0.0
+    samples: int = 0
+    longest_gap_s: float = 0.0
+    agent_starts: int = 0
+    coordinator_starts: int = 0
+    rest_s: float | None = None
+    originals: int = 0
+    """GPUs whose original limit was in force at the end."""
+    gpus: int = 0
+    disk: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def run_cell(settings: CellSettings, progress: Callable[[int], None]) -> CellResult:
+    """Inject `settings.faults` faults; `progress` hears of each."""
+    cell = Cell(settings)
+    result = CellResult(settings.seed, gpus=settings.nodes * settings.gpus)
+    try:
+        cell.start()
+        result.disk = "tmpfs" if cell.nodes[0].disk.mounted else "file-size limit"
+        _inject(cell, result, progress)
+        _finish(cell, result)
+    finally:
+        cell.close()
+    return result
+
+
+def _inject(cell: Cell, result: CellResult, progress: Callable[[int], None]) -> None:
+    assert cell.observer is not None
+    choice = random.Random(cell.settings.seed)
+    names = list(KINDS)
+    weights = [KINDS[name][0] for name in names]
+    done = 0
+    while done < cell.settings.faults:
+        name = choice.choices(names, weights)[0]
+        node = choice.choice(cell.nodes)
+        at_s = time.monotonic() - cell.observer.start_s
+        detail = KINDS[name][1](cell, node)
+        if detail is None:
+            cell.pump(0.02)
+            continue
+        done += 1
+        result.faults[name] += 1
+        result.told.append((round(at_s, 3), node.name, name, detail))
+        progress(done)
+        cell.pump(choice.expovariate(1.0 / cell.settings.pause_s))
+
+
+def _finish(cell: Cell, result: CellResult) -> None:
+    """Heal, wait for rest, give everything back, end everything, judge."""
+    observer = cell.observer
+    assert observer is not None
+    cell.heal()
+    healed_s = time.monotonic()
+    if cell.pump_until(cell.at_rest, REST_S):
+        result.rest_s = time.monotonic() - healed_s
+    else:
+        result.failures.append(f"not at rest {REST_S:g} s after the last fault: {cell.status()}")
+    end_s = time.monotonic()
+    _give_back(cell, result)
+    _end_agents(cell, result)
+    observer.stop()
+    for place in (cell.coordinator_hindered, *(node.agent.hindered for node in cell.nodes)):
+        place.end_all()
+    changes = [change for change in observer.changes if change.at_s <= end_s]
+    verdict = judge(
+        changes,
+        cell.known,
+        observer.start_mw,
+        observer.start_s,
+        end_s,
+        round(cell.settings.guard_w * 1000),
+    )
+    result.verdict = verdict
+    result.observed_s = end_s - observer.start_s
+    result.samples, result.longest_gap_s = observer.samples, observer.longest_gap_s
+    result.agent_starts = sum(node.agent.starts for node in cell.nodes)
+    result.coordinator_starts = cell.coordinator.starts
+    result.failures += cell.unexpected
+    result.failures += [line for node in cell.nodes for line in node.agent.unexpected]
+    if verdict.ours_watt_seconds > 0:
+        result.failures.append(
+            f"{verdict.ours_watt_seconds:.1f} W·s above the budget by us: {verdict.ours[:3]}"
+        )
+    result.failures += [
+        f"exposure by {each.kind} on {each.node} at {each.start_s:.1f} s was repaired late: "
+        f"{each.able_s:.2f} s of {each.over_s:.2f} s with nothing in the way"
+        for each in verdict.exposures
+        if not each.in_time
+    ]
+
+
+def _give_back(cell: Cell, result: CellResult) -> None:
+    """Every GPU gets its original limit by a grant that books it."""
+    cell.release()
+
+    def given() -> int:
+        back = 0
+        for node in cell.nodes:
+            said = node.agent.originals()
+            for uuid in node.uuids:
+                enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
+                original_w = said.get(uuid)
+                true_w = node.original_w[uuid]
+                # A journal that was lost took the true original with it: the agent can only give
+                # back what it found then.
+                back += enforced_w == (original_w if node.journal_lost else true_w)
+        return back
+
+    cell.pump_until(lambda: given() == result.gpus, REST_S)
+    result.originals = given()
+    if result.originals != result.gpus:
+        state = {
+            uuid: (node.virtual.gpus.enforced_mw(uuid) / 1000, node.agent.originals().get(uuid))
+            for node in cell.nodes
+            for uuid in node.uuids
+        }
+        result.failures.append(
+            f"{result.gpus - result.originals} originals not given back "
+            f"(enforced, original by report): {state}"
+        )
+
+
+def _end_agents(cell: Cell, result: CellResult) -> None:
+    before = {
+        uuid: node.virtual.gpus.enforced_mw(uuid) for node in cell.nodes for uuid in node.uuids
+    }
+    for node in cell.nodes:
+        code = node.agent.end()
+        if code != 0:
+            result.failures.append(f"agent of {node.name} ended with {code} at the end")
+        for uuid in node.uuids:
+            if node.virtual.gpus.enforced_mw(uuid) != before[uuid]:
+                result.failures.append(f"{uuid}: its limit changed when its agent ended")
