@@ -52,6 +52,7 @@ class Release:
     limit_v2_code: int | None = None
     handles_move: bool = False
     library: bool = True
+    checks_range: bool = True
 
 
 class FakeNvml(types.ModuleType):
@@ -79,6 +80,7 @@ class FakeNvml(types.ModuleType):
         functions: dict[str, Callable[..., Any]] = {
             "nvmlInit": self.init,
             "nvmlShutdown": self.shutdown,
+            "nvmlSystemGetDriverVersion": lambda: self.text("580.95.05"),
             "nvmlDeviceGetCount": lambda: len(self.node.gpus),
             "nvmlDeviceGetHandleByIndex": self.by_index,
             "nvmlDeviceGetHandleByUUID": self.by_uuid,
@@ -259,7 +261,7 @@ class FakeNvml(types.ModuleType):
         try:
             with self.enter(handle, "write_limit") as gpu:
                 low, high = gpu.product.min_w * 1000, gpu.product.max_w * 1000
-                if not low <= milliwatts <= high:
+                if self.release.checks_range and not low <= milliwatts <= high:
                     return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
                 gpu.requested_w = milliwatts / 1000
                 gpu.writes.append(gpu.requested_w)

@@ -93,6 +93,14 @@ def test_the_second_setters_refusal_is_heard_though_the_binding_ignores_it() -> 
     assert "nvmlDeviceSetPowerManagementLimit" not in rig.binding.calls
 
 
+@pytest.mark.parametrize("watts", [199.999, 700.001, 0.001])
+def test_a_limit_out_of_range_is_refused_though_the_library_would_take_it(watts: float) -> None:
+    rig = NvmlRig(Release(checks_range=False))
+    with pytest.raises(GpuError, match="it accepts 200 to 700 W"):
+        first(rig).write_limit(watts)
+    assert rig.node.gpus[0].writes == []
+
+
 def test_a_binding_without_the_second_setter_is_enough() -> None:
     rig = NvmlRig()
     del rig.binding.nvmlLib

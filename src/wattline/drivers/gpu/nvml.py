@@ -18,7 +18,6 @@ from wattline.drivers.gpu.device import (
 from wattline.drivers.gpu.nvml_binding import (
     INVALID_ARGUMENT,
     NOT_FOUND,
-    RECONNECT_CODES,
     NvmlConnection,
     NvmlError,
     as_text,
@@ -96,7 +95,7 @@ class NvmlDriver:
             try:
                 found.append(self._device(index))
             except GpuError as error:
-                if isinstance(error, NvmlError) and error.code in RECONNECT_CODES:
+                if isinstance(error, NvmlError) and self._nvml.is_dead(error):
                     raise
                 _LOG.warning("a GPU is left out: %s", error)
                 failed.append(error)

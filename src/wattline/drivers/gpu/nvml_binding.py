@@ -33,6 +33,7 @@ LIB_RM_VERSION_MISMATCH = 18
 NO_DATA = 21
 ARGUMENT_VERSION_MISMATCH = 25
 DEPRECATED = 26
+UNKNOWN = 999
 
 _FAULTS = MappingProxyType(
     {
@@ -66,7 +67,7 @@ _FAULTS = MappingProxyType(
         28: GpuFault.LOST,  # GPU not found
         29: GpuFault.UNAVAILABLE,  # invalid state
         30: GpuFault.NOT_SUPPORTED,  # reset type
-        999: GpuFault.UNKNOWN,
+        UNKNOWN: GpuFault.UNKNOWN,
     }
 )
 
@@ -185,6 +186,20 @@ class NvmlConnection:
                 return
             self._shut()
             self._initialise()
+
+    def is_dead(self, error: NvmlError) -> bool:
+        """Say whether a failure means that NVML must be initialised anew.
+
+        An unknown error does when a question about no GPU at all meets it, too: that is how a
+        session of before a driver reload answers in some releases.
+        """
+        if error.code != UNKNOWN:
+            return error.code in RECONNECT_CODES
+        try:
+            self.call("nvmlSystemGetDriverVersion")
+        except NvmlError:
+            return True
+        return False
 
     def close(self) -> None:
         """Give back this connection's one initialisation. Changes no limit."""

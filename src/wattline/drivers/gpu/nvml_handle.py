@@ -6,12 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wattline.drivers.gpu.device import GpuError, GpuFault
-from wattline.drivers.gpu.nvml_binding import (
-    RECONNECT_CODES,
-    NvmlConnection,
-    NvmlError,
-    as_text,
-)
+from wattline.drivers.gpu.nvml_binding import NvmlConnection, NvmlError, as_text
 
 NO_VALUE_MW = 0xFFFFFFFF
 """NVML's `not available` in an unsigned int."""
@@ -38,7 +33,7 @@ class OwnHandle:
                 if self.is_own(self._handle):
                     return do(self._handle)
             except NvmlError as error:
-                if error.fault is not GpuFault.STALE_HANDLE:
+                if error.fault is not GpuFault.STALE_HANDLE and not self.nvml.is_dead(error):
                     raise
         self._look_up()
         return do(self._handle)
@@ -80,7 +75,7 @@ class OwnHandle:
         try:
             handle = self._by_uuid()
         except NvmlError as error:
-            if error.code not in RECONNECT_CODES:
+            if not self.nvml.is_dead(error):
                 raise
             self.nvml.reopen(generation)
             generation = self.nvml.generation
