@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from build_control_plane import BINARIES, find_assets
-from control_plane import ControlPlane, NodePods, TcpProxy, running
+from control_plane import NAMESPACED_TOKEN, ControlPlane, NodePods, TcpProxy, running
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+RBAC = Path(__file__).resolve().parents[3] / "deploy" / "agent"
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +24,20 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
             "(needs Go, 5 minutes, once) or set KUBEBUILDER_ASSETS"
         )
     with running(assets, tmp_path_factory.mktemp("control-plane")) as plane:
-        plane.apply(REPOSITORY / "deploy" / "agent" / "rbac.yaml")
+        plane.apply((RBAC / "rbac.yaml").read_text())
         yield plane
+
+
+@pytest.fixture(scope="session")
+def namespaced_token(plane: ControlPlane) -> str:
+    """Token of an agent that has the namespaced variant of the permissions, and only that."""
+    plane.apply(
+        json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "dynamo"}})
+    )
+    # The same file for another account, which shares no role with the first.
+    manifest = (RBAC / "rbac-namespaced.yaml").read_text()
+    plane.apply(manifest.replace("name: wattline-agent", "name: namespaced-agent"))
+    return NAMESPACED_TOKEN
 
 
 @pytest.fixture

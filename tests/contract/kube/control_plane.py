@@ -18,7 +18,9 @@ import yaml
 ADMIN_TOKEN = "admin-token"
 AGENT_TOKEN = "agent-token"
 STRANGER_TOKEN = "stranger-token"
+NAMESPACED_TOKEN = "namespaced-token"
 AGENT_USER = "system:serviceaccount:wattline-system:wattline-agent"
+NAMESPACED_USER = "system:serviceaccount:wattline-system:namespaced-agent"
 SERVICE_ACCOUNTS = "system:serviceaccounts,system:serviceaccounts:wattline-system"
 START_TIMEOUT_S = 60.0
 Json = dict[str, Any]
@@ -47,6 +49,7 @@ class TcpProxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._sockets: list[socket.socket] = []
+        self._swallowed: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -66,6 +69,9 @@ class TcpProxy:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         self._sockets.clear()
+        for end in self._swallowed:
+            end.close()
+        self._swallowed.clear()
 
     def close(self) -> None:
         self._listener.close()
@@ -81,8 +87,8 @@ class TcpProxy:
             threading.Thread(target=self._connect, args=(client,), daemon=True).start()
 
     def _connect(self, client: socket.socket) -> None:
-        self._sockets.append(client)
         if not self._flowing.is_set():
+            self._swallowed.append(client)
             return
         try:
             server = socket.create_connection(("127.0.0.1", self.target_port), timeout=5)
@@ -90,7 +96,7 @@ class TcpProxy:
             client.close()
             return
         server.settimeout(None)
-        self._sockets.append(server)
+        self._sockets += [client, server]
         for source, sink in ((client, server), (server, client)):
             threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
@@ -178,9 +184,9 @@ class ControlPlane:
                 },
             )
 
-    def apply(self, manifest: Path) -> None:
-        """Create or update every object of a file, by server-side apply."""
-        for item in yaml.safe_load_all(manifest.read_text()):
+    def apply(self, manifest: str) -> None:
+        """Create or update every object of a manifest, by server-side apply."""
+        for item in yaml.safe_load_all(manifest):
             group = item["apiVersion"]
             root = f"/apis/{group}" if "/" in group else f"/api/{group}"
             namespace = item["metadata"].get("namespace")
@@ -262,7 +268,8 @@ class ControlPlane:
         (self._folder / "tokens.csv").write_text(
             f'{ADMIN_TOKEN},admin,1,"system:masters"\n'
             f'{AGENT_TOKEN},{AGENT_USER},2,"{SERVICE_ACCOUNTS}"\n'
-            f"{STRANGER_TOKEN},stranger,3\n"
+            f'{NAMESPACED_TOKEN},{NAMESPACED_USER},3,"{SERVICE_ACCOUNTS}"\n'
+            f"{STRANGER_TOKEN},stranger,4\n"
         )
         (self._folder / "audit.yaml").write_text(
             json.dumps(

@@ -272,7 +272,7 @@ def test_a_bug_in_the_listener_does_not_end_the_watch() -> None:
     server = Server()
     server.lists = [listed(7, pod("a", 5))]
     server.watches = [[event("ADDED", pod("b", 8))], []]
-    calls = []
+    calls: list[None] = []
 
     def change() -> None:
         calls.append(None)
