@@ -37,8 +37,9 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> logg
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """What was given as `extra`, in the order given."""
-    return {name: value for name, value in record.__dict__.items() if name not in _PLAIN}
+    """What was given as `extra`, in the order given, without the mark of audit records."""
+    given = record.__dict__.items()
+    return {name: value for name, value in given if name not in _PLAIN and name != AUDIT}
 
 
 class TextFormatter(logging.Formatter):

@@ -172,7 +172,7 @@ def _imports(
     for uuid in uuids:
         if uuid not in devices:
             lines.append(f"{uuid}: not on this node any more: left out")
-        elif uuid in known and known[uuid].original_w is not None:
+        elif uuid in known and known[uuid].ours_w:
             lines.append(f"{uuid}: already ours")
         else:
             records[uuid] = _record(devices[uuid])
