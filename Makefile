@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo demo-node test control-plane lint format lock clean
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,15 +16,25 @@ $(VENV)/.core: requirements/sim.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(READY): $(VENV)/.core requirements/dev.lock
+$(VENV)/.agent: $(VENV)/.core requirements/agent.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/agent.lock
+	@touch $@
+
+$(READY): $(VENV)/.agent requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@touch $@
 
 demo: $(VENV)/.core ## Simulate the embedded default and write a report
 	$(BIN)/wattline compare demo --out out/demo
 
-test: $(READY) ## Run all tests
+demo-node: $(VENV)/.agent ## A virtual 8-GPU node, its agent, a budget cut and a brake, live
+	$(BIN)/wattline demo-node
+
+test: $(READY) control-plane ## Run all tests
 	$(BIN)/python -m pytest -n 2
+
+control-plane: $(READY) # A real kube-apiserver and etcd for the contract tests, built once (needs Go)
+	$(BIN)/python tests/contract/kube/build_control_plane.py
 
 lint: $(READY) ## Style, types and import contracts
 	$(BIN)/ruff check .
