@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -218,6 +219,8 @@ class Cell:
             if code is not None:
                 node.agent.hindered.begin("agent down")
                 node.agent.up = False
+                if "process" in node.busy and code == -signal.SIGKILL:
+                    continue  # killed by a fault that sees to the restart itself
                 if "start refused" not in node.busy:
                     self.unexpected.append(f"agent of {node.name} ended by itself: exit {code}")
                 self.later(0.5, lambda node=node: self.restart(node))  # type: ignore[misc]

@@ -40,6 +40,7 @@ def summary(results: Sequence[CellResult], *, seed: int, wall_s: float) -> dict[
         "stated_cut_s": CUT_S,
         "rest_s_longest": max((r.rest_s for r in results if r.rest_s is not None), default=None),
         "originals_given_back": sum(result.originals for result in results),
+        "given_back_as_found": sum(result.originals_as_found for result in results),
         "failures": failures,
         "passed": not failures and ours_ws == 0 and len(verdicts) == len(results) > 0,
         "details": [result.as_json() for result in results],
@@ -103,7 +104,9 @@ def table(figures: dict[str, Any]) -> str:
         "",
         f"above the budget by us: {figures['ours_watt_seconds']:.3f} W·s",
         f"at rest again within: {'never' if rest_s is None else f'{rest_s:.1f} s'} of healing",
-        f"originals given back: {figures['originals_given_back']} of {figures['gpus']} GPUs",
+        f"given back: {figures['originals_given_back']} originals, and "
+        f"{figures['given_back_as_found']} as found after the journal was damaged, "
+        f"of {figures['gpus']} GPUs",
     ]
     lines += [f"FAILED {line}" for line in figures["failures"]]
     lines.append("passed" if figures["passed"] else "NOT passed")

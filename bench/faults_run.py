@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ class CellResult:
     """What came of one cell. `failures`: what must not be; empty is a pass."""
 
     seed: int
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, int] = field(default_factory=dict)
     told: list[tuple[float, str, str, str]] = field(default_factory=list)
     """(seconds since the start, node, kind, detail) of each fault."""
     verdict: Verdict | None = None
@@ -38,6 +37,8 @@ class CellResult:
     rest_s: float | None = None
     originals: int = 0
     """GPUs whose original limit was in force at the end."""
+    originals_as_found: int = 0
+    """The same, of agents whose journal was damaged: what they found after that."""
     gpus: int = 0
     disk: str = ""
 
@@ -75,7 +76,7 @@ def _inject(cell: Cell, result: CellResult, progress: Callable[[int], None]) -> 
             cell.pump(0.02)
             continue
         done += 1
-        result.faults[name] += 1
+        result.faults[name] = result.faults.get(name, 0) + 1
         result.told.append((round(at_s, 3), node.name, name, detail))
         progress(done)
         cell.pump(choice.expovariate(1.0 / cell.settings.pause_s))
@@ -126,34 +127,38 @@ def _finish(cell: Cell, result: CellResult) -> None:
 
 
 def _give_back(cell: Cell, result: CellResult) -> None:
-    """Every GPU gets its original limit by a grant that books it."""
+    """Every GPU gets its original limit by a grant that books it.
+
+    A journal that was lost took the true original with it: its agent can only give back what it
+    found when it wrote first after that.
+    """
+    wanted_w: dict[str, float] = {}
+    for node in cell.nodes:
+        said = node.agent.originals() if node.journal_lost else {}
+        wanted_w |= {uuid: said.get(uuid, node.original_w[uuid]) for uuid in node.uuids}
     cell.release()
 
-    def given() -> int:
-        back = 0
-        for node in cell.nodes:
-            said = node.agent.originals()
-            for uuid in node.uuids:
-                enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
-                original_w = said.get(uuid)
-                true_w = node.original_w[uuid]
-                # A journal that was lost took the true original with it: the agent can only give
-                # back what it found then.
-                back += enforced_w == (original_w if node.journal_lost else true_w)
-        return back
-
-    cell.pump_until(lambda: given() == result.gpus, REST_S)
-    result.originals = given()
-    if result.originals != result.gpus:
-        state = {
-            uuid: (node.virtual.gpus.enforced_mw(uuid) / 1000, node.agent.originals().get(uuid))
+    def missing() -> dict[str, tuple[float, float]]:
+        enforced_w = {
+            uuid: node.virtual.gpus.enforced_mw(uuid) / 1000
             for node in cell.nodes
             for uuid in node.uuids
         }
-        result.failures.append(
-            f"{result.gpus - result.originals} originals not given back "
-            f"(enforced, original by report): {state}"
-        )
+        return {
+            uuid: (enforced_w[uuid], wanted_w[uuid])
+            for uuid in wanted_w
+            if enforced_w[uuid] != wanted_w[uuid]
+        }
+
+    cell.pump_until(lambda: not missing(), REST_S)
+    for node in cell.nodes:
+        back = len(set(node.uuids) - set(missing()))
+        if node.journal_lost:
+            result.originals_as_found += back
+        else:
+            result.originals += back
+    if missing():
+        result.failures.append(f"originals not given back (enforced, wanted): {missing()}")
 
 
 def _end_agents(cell: Cell, result: CellResult) -> None:
