@@ -55,7 +55,7 @@ def decode_list(answer: bytes) -> tuple[PodDevices, ...]:
             f"{MAX_ANSWER_BYTES}: not read"
         )
     try:
-        return tuple(_pod(body) for number, body in _messages(memoryview(answer)) if number == 1)
+        return tuple(_pod(body) for number, body in _messages(answer) if number == 1)
     except _WireError as error:
         raise SourceError(
             f"kubelet PodResources: the answer cannot be decoded ({error}): "
@@ -67,7 +67,7 @@ class _WireError(ValueError):
     """Bytes that are not protobuf, or not of this schema."""
 
 
-def _pod(body: memoryview) -> PodDevices:
+def _pod(body: bytes) -> PodDevices:
     name = namespace = ""
     plugin: list[PluginDevices] = []
     claimed: list[ClaimedDevice] = []
@@ -87,7 +87,7 @@ def _pod(body: memoryview) -> PodDevices:
     return PodDevices(PodName(namespace, name), tuple(plugin), tuple(claimed))
 
 
-def _plugin_devices(body: memoryview) -> PluginDevices:
+def _plugin_devices(body: bytes) -> PluginDevices:
     resource = ""
     ids: list[str] = []
     for number, value in _messages(body):
@@ -98,7 +98,7 @@ def _plugin_devices(body: memoryview) -> PluginDevices:
     return PluginDevices(resource, tuple(ids))
 
 
-def _claim(body: memoryview) -> Iterator[ClaimedDevice]:
+def _claim(body: bytes) -> Iterator[ClaimedDevice]:
     for number, value in _messages(body):
         if number == 4:
             texts = {2: "", 3: "", 4: ""}
@@ -108,7 +108,7 @@ def _claim(body: memoryview) -> Iterator[ClaimedDevice]:
             yield ClaimedDevice(driver=texts[2], pool=texts[3], device=texts[4])
 
 
-def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Length-delimited fields of a message, in order; numbers and fixed fields are passed over."""
     at = 0
     while at < len(data):
@@ -133,7 +133,9 @@ def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
             raise _WireError(f"wire type {kind} at byte {at}")
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    if at < len(data) and data[at] < 0x80:  # nearly all are of one byte
+        return data[at], at + 1
     value = 0
     for index in range(_MAX_VARINT_BYTES):
         if at + index >= len(data):
@@ -145,7 +147,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     raise _WireError(f"a number of more than {_MAX_VARINT_BYTES} bytes at byte {at}")
 
 
-def _text(value: memoryview) -> str:
+def _text(value: bytes) -> str:
     if len(value) > _MAX_TEXT_BYTES:
         raise _WireError(f"a text of {len(value)} bytes")
     try:
