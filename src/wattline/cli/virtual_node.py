@@ -117,11 +117,12 @@ def show(folder: Path, as_json: bool) -> None:
             *([] if state.persistence else ["no persistence"]),
             *owners.get(state.uuid, []),
         ]
-        click.echo(
+        line = (
             f"{state.index!s:>3} {state.uuid[:12]:<12} {state.product[:22]:<22} "
             f"{state.enforced_w:>6.0f} W {state.requested_w:>6.0f} {state.load_w:>6.0f} "
             f"{state.draw_w:>6.0f} {state.clock_mhz:>5}  {', '.join(notes)}"
         )
+        click.echo(line.rstrip())
     click.echo(f"NVML clients: {', '.join(map(str, clients)) or 'none'}")
 
 

@@ -36,6 +36,7 @@ class VirtualNode:
         cache: Path | None = None,
     ) -> None:
         """`products`: of each GPU, eight H100 by default. `cache`: where the library is built."""
+        folder = folder.absolute()
         self.folder = folder
         self.gpus_file = folder / "gpus.state"
         self.kubelet_socket = folder / "kubelet.sock"
