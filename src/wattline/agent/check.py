@@ -67,7 +67,7 @@ def check(settings: AgentSettings, sources: Sources) -> list[Row]:
         driver = sources.driver()
         rows += _gpus(driver.enumerate(), settings)
     except WattlineError as error:
-        rows.append(Row(Level.FAIL, "gpu library", str(error), "install the driver, or --driver"))
+        rows.append(Row(Level.FAIL, "gpu library", str(error)))
     try:
         rows += _capability(settings)
         rows += _owners(settings, sources.owners)
@@ -86,6 +86,9 @@ def check(settings: AgentSettings, sources: Sources) -> list[Row]:
 def _state_dir(settings: AgentSettings) -> Iterator[Row]:
     path, about = settings.state_dir, "state directory"
     exists = path.is_dir()
+    if path.exists() and not exists:
+        yield Row(Level.FAIL, about, f"{path} is no directory", "give another --state-dir")
+        return
     folder = path if exists else next(parent for parent in path.parents if parent.is_dir())
     if not os.access(folder, os.W_OK | os.X_OK):
         yield Row(Level.FAIL, about, f"{folder} is not writable", "mount it writable, or chown it")
@@ -245,9 +248,7 @@ def _owners(settings: AgentSettings, make: Callable[[], OwnerSource]) -> Iterato
         yield Row(Level.WARN, about, line, "its GPU counts as held by nobody")
 
 
-def _pods(
-    settings: AgentSettings, make: Callable[[], PodSource], deadline_s: float = PODS_S
-) -> tuple[Row, Sequence[Pod]]:
+def _pods(settings: AgentSettings, make: Callable[[], PodSource]) -> tuple[Row, Sequence[Pod]]:
     """The first listing, waited for; the watch behind it is ended again."""
     about = "pods"
     remedy = "apply deploy/agent/rbac.yaml, or look at --kubeconfig"
@@ -257,7 +258,7 @@ def _pods(
         return Row(Level.FAIL, about, str(error), remedy), ()
     source.start()
     try:
-        end_s = time.monotonic() + deadline_s
+        end_s = time.monotonic() + PODS_S
         while True:
             try:
                 pods = source.pods()

@@ -48,7 +48,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the fields hold."""
         parts = [_time(record), record.levelname.lower(), _one_line(record.getMessage())]
-        parts += [f"{name}={_word(value)}" for name, value in fields_of(record).items()]
+        given = fields_of(record).items()
+        parts += [f"{name}={_word(value)}" for name, value in given if value is not None]
         if record.exc_info:
             parts.append(f"error={_word(self.formatException(record.exc_info))}")
         return " ".join(parts)

@@ -80,7 +80,7 @@ def _gpu_row(gpu: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(gpu["index"]),
         gpu["uuid"],
-        gpu["product"],
+        gpu["product"].removeprefix("NVIDIA "),
         watts(gpu["enforced_w"]),
         watts(gpu["wanted_w"]),
         watts(gpu["held_w"]),

@@ -16,6 +16,8 @@ from wattline.agent.http import Face, Servers
 from wattline.agent.metrics import exposition
 from wattline.agent.snapshot import AgentSnapshot, GpuView, Mode, Reason
 
+TOKEN = "0123456789abcdef0123456789abcdef"
+
 
 def gpu(index: int = 0, **changes: Any) -> GpuView:
     values: dict[str, Any] = {

@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from face_fixtures import Agent, get, get_json, gpu, serving, snapshot
+from face_fixtures import TOKEN, Agent, get, get_json, gpu, serving, snapshot
 
 from wattline.agent import http as agent_http
 from wattline.agent.commands import Answer, Brake, Command, Hold, Pin, Restore, Resume
 from wattline.agent.control import MAX_COMMAND_BYTES, fetch, send
 from wattline.core.errors import InputError, WattlineError
-
-TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def test_reading(tmp_path: Path) -> None:
