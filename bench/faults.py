@@ -76,6 +76,7 @@ def _cells(options: argparse.Namespace, folder: Path) -> list[CellSettings]:
                 pause_s=options.pause,
                 clock_shim=shim,
                 tmpfs=options.disk == "tmpfs",
+                sabotage=options.sabotage,
             )
         )
         left -= per_cell
@@ -138,6 +139,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=3, help="cells side by side")
     parser.add_argument("--pause", type=float, default=0.45, help="mean seconds between faults")
     parser.add_argument("--disk", choices=("tmpfs", "limit"), default="tmpfs")
+    parser.add_argument(
+        "--sabotage",
+        choices=("secret", "trusting"),
+        help="show that the observer can fail: raise limits and tell nobody, or run a coordinator "
+        "that raises before it has verified; exit code 1 is then the right one",
+    )
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--keep", type=Path, help="keep logs and states in this new folder")
     options = parser.parse_args()

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults_processes import COORDINATOR, AgentProcess, Disk, Hindrances, Supervised, mount_small
+from faults_processes import (
+    COORDINATOR,
+    TRUSTING,
+    AgentProcess,
+    Disk,
+    Hindrances,
+    Supervised,
+    mount_small,
+)
 from faults_rival import Rival
 from wattline.drivers.trusted_files import replace_file
 from wattline.virtual.judge import Known
@@ -44,6 +52,7 @@ class CellSettings:
     pause_s: float = 0.45
     clock_shim: Path | None = None
     tmpfs: bool = False
+    sabotage: str | None = None
 
 
 @dataclass(slots=True)
@@ -85,8 +94,9 @@ class Cell:
         self.budget_version = 0
         self.budget_w = 0.0
         self.budget_quiet_s = 0.0
+        program = TRUSTING if settings.sabotage == "trusting" else COORDINATOR
         self.coordinator = Supervised(
-            "coordinator", [*COORDINATOR, str(self._spec("log", "status.json"))], {}, self.folder
+            "coordinator", [*program, str(self._spec("log", "status.json"))], {}, self.folder
         )
         self.coordinator_hindered = Hindrances(self.known, None)
         self.coordinator_busy = False
@@ -271,6 +281,12 @@ class Cell:
         """Between what the smallest limits need and two thirds of the largest."""
         gpus = self.settings.gpus * self.settings.nodes
         return round(self.rng.uniform(260.0 * gpus, 480.0 * gpus) + self.settings.guard_w)
+
+    def raise_in_secret(self) -> None:
+        """Raise a limit behind everybody's back, and tell nobody: the observer must blame us."""
+        gpus = self.rng.choice(self.nodes).virtual.gpus
+        for uuid in gpus.uuids():
+            gpus.write_limit(uuid, 700.0)
 
     # From start to end
 

@@ -19,6 +19,7 @@ from wattline.virtual.node import VirtualNode
 
 AGENT = (sys.executable, "-c", "from wattline.cli.main import main; main()", "agent", "run")
 COORDINATOR = (sys.executable, "-m", "wattline.virtual.coordinator")
+TRUSTING = (sys.executable, str(Path(__file__).with_name("faults_trusting.py")))
 UNLIMITED = resource.RLIM_INFINITY
 
 

@@ -67,6 +67,8 @@ def _inject(cell: Cell, result: CellResult, progress: Callable[[int], None]) -> 
     names = list(KINDS)
     weights = [KINDS[name][0] for name in names]
     done = 0
+    if cell.settings.sabotage == "secret":
+        cell.later(1.0, cell.raise_in_secret)
     while done < cell.settings.faults:
         name = choice.choices(names, weights)[0]
         node = choice.choice(cell.nodes)
