@@ -18,6 +18,7 @@ from wattline.core.errors import InputError
 from wattline.virtual.gpus import Group, NvmlCode, VirtualGpus
 from wattline.virtual.kubelet import fault_of
 from wattline.virtual.node import VirtualNode
+from wattline.virtual.podresources import Claim
 from wattline.virtual.products import PRODUCTS, profile
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
@@ -306,6 +307,7 @@ def pod() -> None:
 @click.argument("name")
 @click.option("--gpu", "gpus", multiple=True, help="GPU that it holds; may be repeated.")
 @click.option("--device", "devices", multiple=True, help="Device id: MIG UUID, `GPU-...::2`.")
+@click.option("--claim", "claims", multiple=True, help="Device of a DRA claim: POOL/DEVICE.")
 @click.option("--limit", help="Text of its power limit's annotation; else it has not opted in.")
 @click.option("--namespace", default="default", show_default=True)
 def add_pod(
@@ -313,14 +315,29 @@ def add_pod(
     name: str,
     gpus: tuple[str, ...],
     devices: tuple[str, ...],
+    claims: tuple[str, ...],
     limit: str | None,
     namespace: str,
 ) -> None:
     """Bind pod NAME, with GPUs; the kubelet lists it. Prints its UID."""
     with _node(folder) as node:
         held = [uuid for gpu in gpus for uuid in _named(node.gpus, gpu)]
-        made = node.add_pod(name, held, limit=limit, namespace=namespace, device_ids=devices)
+        made = node.add_pod(
+            name,
+            held,
+            limit=limit,
+            namespace=namespace,
+            device_ids=devices,
+            claims=[_claim(name, text) for text in claims],
+        )
         click.echo(made.uid)
+
+
+def _claim(pod_name: str, text: str) -> Claim:
+    pool, slash, device = text.partition("/")
+    if not (pool and slash and device):
+        raise InputError("claim", text, "name it as POOL/DEVICE")
+    return Claim(f"{pod_name}-gpu", device, pool)
 
 
 @pod.command("remove")
@@ -345,7 +362,8 @@ def kubelet(folder: Path, text: str | None) -> None:
             node.pods.set_fault(fault_of(text))
             return
         over = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: over.set())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: over.set())
         node.start_kubelet()
         click.echo(f"PodResources v1 on {node.kubelet_socket}")
         over.wait()

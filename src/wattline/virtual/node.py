@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 from wattline.virtual.cgroups import CgroupForm, pod_cgroup, remove_process, write_process
 from wattline.virtual.gpus import VirtualGpus, VirtualProcess
 from wattline.virtual.kubelet import KubeletServer
-from wattline.virtual.podresources import Device
+from wattline.virtual.podresources import Claim, Device
 from wattline.virtual.pods import NodePods, VirtualPod
 from wattline.virtual.products import profile
 
@@ -83,8 +83,9 @@ class VirtualNode:
         namespace: str = "default",
         uid: str | None = None,
         device_ids: Sequence[str] = (),
+        claims: Sequence[Claim] = (),
     ) -> VirtualPod:
-        """Bind a pod that holds whole GPUs, or devices by id, and let the kubelet list it."""
+        """Bind a pod that holds GPUs, other devices by id, or claims; the kubelet lists it."""
         uuids = self.gpus.uuids()
         ids = [gpu if isinstance(gpu, str) else uuids[gpu] for gpu in gpus]
         pod = VirtualPod(
@@ -93,6 +94,7 @@ class VirtualNode:
             uid=uid or str(uuid5(NAMESPACE_URL, f"{self.folder}/{namespace}/{name}")),
             limit=limit,
             devices=tuple(Device(i) for i in [*ids, *device_ids]),
+            claims=tuple(claims),
         )
         self.pods.add(pod)
         return pod

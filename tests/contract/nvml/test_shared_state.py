@@ -138,6 +138,22 @@ def test_a_lock_whose_holder_was_killed_is_free(virtual_node: VirtualNode) -> No
     assert_whole(virtual_node.gpus, 0)
 
 
+def test_a_reader_sees_whole_entries_only(virtual_node: VirtualNode) -> None:
+    """While another process writes as fast as it can: no mix of two entries, no step back."""
+    gpus = virtual_node.gpus
+    gpus.set_load(0, 650)
+    with process(virtual_node, WRITER, "-1", "leave"):
+        last, seen = gpus.state(0), 0
+        for _ in range(3000):
+            state = gpus.state(0)
+            assert state.enforced_w == state.requested_w
+            assert 200.0 <= state.enforced_w <= 700.0
+            assert state.energy_j >= last.energy_j
+            seen += state.enforced_w != last.enforced_w
+            last = state
+    assert seen > 0
+
+
 def test_readers_need_no_lock(virtual_node: VirtualNode) -> None:
     """A writer that is stopped while it holds the lock must not blind an observer."""
     arguments = (str(virtual_node.gpus.library), str(virtual_node.gpus_file))

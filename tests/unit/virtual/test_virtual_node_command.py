@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from wattline.cli.virtual_node import virtual_node
 from wattline.core.errors import InputError
 from wattline.drivers.kubelet.cgroups import read_pod_uid
+from wattline.drivers.pods_file import PodsFile
 from wattline.virtual.gpus import Cause, Group
 from wattline.virtual.node import VirtualNode
 from wattline.virtual.pods import KubeletFault
@@ -116,6 +117,25 @@ def test_pods_and_processes_come_and_go(folder: Path) -> None:
     assert read_pod_uid(folder / "proc", 4711) is None
     run("pod", "remove", folder, "a")
     assert json.loads(run("show", folder, "--json"))["pods"] == []
+
+
+def test_a_claim_is_named_by_pool_and_device(folder: Path) -> None:
+    run("pod", "add", folder, "a", "--claim", "node-1/gpu-3")
+    (listed,) = json.loads(run("show", folder, "--json"))["pods"]
+    assert [(c["pool"], c["device"]) for c in listed["claims"]] == [("node-1", "gpu-3")]
+    with pytest.raises(InputError, match="POOL/DEVICE"):
+        run("pod", "add", folder, "b", "--claim", "gpu-3")
+
+
+def test_the_agent_reads_the_pods_file(folder: Path) -> None:
+    uid = run("pod", "add", folder, "a", "--gpu", 0, "--limit", 400).strip()
+    run("pod", "add", folder, "b", "--gpu", 1)
+    source = PodsFile(folder / "pods.json")
+    source.start()
+    source.stop()
+    first, second = source.pods()
+    assert (first.name, first.uid, first.limit) == ("a", uid, "400")
+    assert second.limit is None
 
 
 def test_the_kubelets_fault_is_kept_in_the_node(folder: Path) -> None:

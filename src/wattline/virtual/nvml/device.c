@@ -122,7 +122,7 @@ WV_API int nvmlDeviceGetMaxClockInfo(nvmlDevice_t device, unsigned int type, uns
     return put_clock(device, type, 1, clock);
 }
 
-/* Publishes a change of clocks or of persistence mode that `change` makes to the entry. */
+/* Publishes new locks on the clocks, or a new persistence mode where that is not negative. */
 static int change_entry(wv_call *call, uint32_t least_mhz, uint32_t most_mhz, int persistence)
 {
     int code = wv_lock_code(call->map);
