@@ -66,6 +66,9 @@ def check(settings: AgentSettings, sources: Sources) -> list[Row]:
     try:
         driver = sources.driver()
         rows += _gpus(driver.enumerate(), settings)
+        remedy = "look at `dmesg` for Xid; reset or drain it"
+        for line in getattr(driver, "unreachable", ()):  # NVML's and DCGM's have it
+            rows.append(Row(Level.FAIL, "gpus", line, remedy))
     except WattlineError as error:
         rows.append(Row(Level.FAIL, "gpu library", str(error)))
     try:

@@ -211,6 +211,15 @@ def test_no_library_and_no_gpus(place: Place) -> None:
     assert place.one("gpus").level is Level.FAIL
 
 
+def test_gpus_that_the_library_leaves_out(place: Place) -> None:
+    class LeavesOut(SimulatedDriver):
+        unreachable = ("GPU 3: is lost",)
+
+    place.driver = lambda: LeavesOut(place.node)
+    row = place.one("gpus")
+    assert (row.level, row.found) == (Level.FAIL, "GPU 3: is lost")
+
+
 def test_gpus(place: Place) -> None:
     place.node.fail(place.uuid, GpuFault.LOST, "enforced_w")
     (row,) = place.about("gpu 0")
