@@ -63,6 +63,7 @@ class Coordinator(Generic[Gpu]):
         budget_version: int | None = None,
         brake_deadline_s: float = 0.0,
         resend_s: float = RESEND_S,
+        retry_declined_s: float = RETRY_DECLINED_S,
     ) -> None:
         self.ledger = ledger
         self.terms = terms or Terms()
@@ -70,6 +71,7 @@ class Coordinator(Generic[Gpu]):
         self.fenced_by: int | None = None
         self._brake_deadline_s = brake_deadline_s
         self._resend_s = resend_s
+        self._retry_declined_s = retry_declined_s
         self._seen_budget = budget_version
         self._logged_mw = {gpu: ledger.book(gpu).booked_mw for gpu in ledger.gpus}
         self._records: list[Record[Gpu]] = []
@@ -172,7 +174,7 @@ class Coordinator(Generic[Gpu]):
         self.ledger.advance(now_s)
         book = self.ledger.book
         wanted = [(watts, gpu) for gpu, watts in plan.items() if self._asks(gpu, watts, now_s)]
-        wanted.sort(key=lambda entry: entry[0] * 1000 > book(entry[1]).leave_mw)
+        wanted.sort(key=lambda entry: entry[0] * 1000 > book(entry[1]).sure_mw)
         answers = [self.grant(gpu, watts, now_s) for watts, gpu in wanted]
         return [answer for answer in answers if isinstance(answer, Refusal)]
 
@@ -187,7 +189,7 @@ class Coordinator(Generic[Gpu]):
             return True
         if now_s < self._retry_s.get(gpu, now_s):
             return False
-        self._retry_s[gpu] = now_s + RETRY_DECLINED_S
+        self._retry_s[gpu] = now_s + self._retry_declined_s
         return True
 
     def _send_grant(self, grant: Grant[Gpu], now_s: float) -> None:

@@ -83,17 +83,13 @@ class Ledger(Bookings[Gpu]):
             return RefusalReason.OUT_OF_RANGE
         if book.incarnation is None:
             return RefusalReason.NOT_HEARD
-        free_mw = self._free_mw
-        if wanted_mw - book.booked_mw > max(0, free_mw):
-            return RefusalReason.NO_FREE_WATTS
-        if free_mw < 0 and wanted_mw > book.min_mw:
-            # What is booked may not be what is enforced: within a booking, too, this may be a raise
-            # that makes true what was only feared.
-            if not book.proven:
-                return RefusalReason.FIRST_KNOW
-            if wanted_mw > book.leave_mw:
-                return RefusalReason.NO_FREE_WATTS
-        return None
+        if self._total_mw - book.booked_mw + wanted_mw <= self._allowance.usable_mw:
+            return None
+        # It does not fit. What is booked need not be what is enforced, so even within a booking it
+        # may be a raise that makes true what was only feared: nothing but a sure lowering is left.
+        if wanted_mw == book.min_mw or (book.proven and wanted_mw <= book.sure_mw):
+            return None
+        return RefusalReason.NO_FREE_WATTS if book.proven else RefusalReason.FIRST_KNOW
 
     def grant(
         self,
@@ -106,8 +102,8 @@ class Ledger(Bookings[Gpu]):
         """Book `watts` for `gpu` and return the grant to send, or say why not.
 
         Lowering is always allowed and frees nothing yet. A raise needs free watts for the whole
-        difference to the present booking; while more is booked than may be, there is none, not even
-        within a booking.
+        difference to the present booking, and while more is booked than may be there are none, not
+        even within a booking.
         """
         self.advance(now_s)
         reason = self.refusal(gpu, watts)

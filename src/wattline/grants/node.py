@@ -262,7 +262,11 @@ class Node(Holdings[Gpu]):
             self.on_enforced(gpu, enforced_w, now_s)
 
     def on_enforced(self, gpu: Gpu, enforced_w: float, now_s: float) -> None:
-        """Take in a limit read at `now_s`, after every call that is over."""
+        """Take in a limit read at `now_s`, after every call that is over.
+
+        What was only found is never written back (rule FOUND_IS_NOT_WRITTEN): before the first
+        grant, what is held falls with what is enforced.
+        """
         state = self._gpus[gpu]
         enforced_mw = milliwatts(f"enforced limit of {gpu}", enforced_w)
         stood = enforced_mw == state.enforced_mw
@@ -271,9 +275,16 @@ class Node(Holdings[Gpu]):
             # Another limit may have stood in between, from the begin of the call until now.
             stood = stood and (writing_mw == enforced_mw or now_s <= state.writing_since_s)
             writing_mw = None
-        at_peace = enforced_mw == state.wanted_mw and now_s >= state.next_repair_s + state.backoff_s
+        held_mw, attempted_mw = state.held_mw, state.attempted_mw
+        if state.grant_mw is None and enforced_mw < held_mw:
+            held_mw = attempted_mw = enforced_mw
+        at_peace = enforced_mw == state.wanted_mw and now_s >= (
+            state.next_repair_s + state.backoff_s
+        )
         self._gpus[gpu] = replace(
             state,
+            held_mw=held_mw,
+            attempted_mw=attempted_mw,
             enforced_mw=enforced_mw,
             since_s=state.since_s if stood else now_s,
             writing_mw=writing_mw,

@@ -25,6 +25,7 @@ class Rule(StrEnum):
     ATTESTED_RELEASE = "3 attested release"
     RESTORE_IS_A_RAISE = "5 restoring is a raise"
     BOOKED_AS_FOUND = "6 booked as found"
+    FOUND_IS_NOT_WRITTEN = "6 what was only found is not written"
     REPAIR_WITH_BACK_OFF = "6 repair with back-off"
     OWN_LOWERING_NEW_INCARNATION = "7 an own lowering starts a new incarnation"
     NEWEST_BUDGET = "7 no raise under an older budget"
