@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -66,6 +67,17 @@ def test_changes_are_told(tmp_path: Path) -> None:
             assert [pod.name for pod in source.pods()] == [name]
     finally:
         source.stop()
+
+
+def test_another_file_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "owners.json"
+    write(path, {"gpus": {"GPU-a": [{"namespace": "default", "name": "web"}]}})
+    source = OwnersFile(path)
+    assert set(source.owners().pods) == {"GPU-a"}
+    before = path.stat()
+    write(path, {"gpus": {"GPU-b": [{"namespace": "default", "name": "web"}]}})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert set(source.owners().pods) == {"GPU-b"}
 
 
 def test_no_file_is_not_no_pods(tmp_path: Path) -> None:
