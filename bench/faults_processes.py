@@ -199,15 +199,10 @@ class AgentProcess(Supervised):
             return None
         return document if isinstance(document, dict) else None
 
-    def originals(self) -> dict[str, float]:
-        """Original limit per GPU, as its newest report has it."""
+    def reasons(self) -> dict[str, str]:
+        """Why each GPU has its limit, as the newest report has it."""
         said = self.said() or {}
-        found = {}
-        for gpu in said.get("gpus", []):
-            original_w = gpu["facts"]["original_w"]
-            if original_w is not None:
-                found[gpu["gpu"]] = original_w
-        return found
+        return {gpu["gpu"]: str(gpu["facts"]["reason"]) for gpu in said.get("gpus", [])}
 
 
 class Disk:

@@ -132,25 +132,20 @@ def _give_back(cell: Cell, result: CellResult) -> None:
     """Every GPU gets its original limit by a grant that books it.
 
     A journal that was lost took the true original with it: its agent can only give back what it
-    found when it wrote first after that.
+    found when it wrote first after that, and says so.
     """
-    wanted_w: dict[str, float] = {}
-    for node in cell.nodes:
-        said = node.agent.originals() if node.journal_lost else {}
-        wanted_w |= {uuid: said.get(uuid, node.original_w[uuid]) for uuid in node.uuids}
     cell.release()
 
-    def missing() -> dict[str, tuple[float, float]]:
-        enforced_w = {
-            uuid: node.virtual.gpus.enforced_mw(uuid) / 1000
-            for node in cell.nodes
-            for uuid in node.uuids
-        }
-        return {
-            uuid: (enforced_w[uuid], wanted_w[uuid])
-            for uuid in wanted_w
-            if enforced_w[uuid] != wanted_w[uuid]
-        }
+    def missing() -> dict[str, tuple[float, str]]:
+        left = {}
+        for node in cell.nodes:
+            reasons = node.agent.reasons()
+            for uuid in node.uuids:
+                enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
+                as_it_was = node.journal_lost or enforced_w == node.original_w[uuid]
+                if not as_it_was or reasons.get(uuid) != "restored":
+                    left[uuid] = (enforced_w, reasons.get(uuid, "not in the report"))
+        return left
 
     cell.pump_until(lambda: not missing(), REST_S)
     for node in cell.nodes:
@@ -160,7 +155,7 @@ def _give_back(cell: Cell, result: CellResult) -> None:
         else:
             result.originals += back
     if missing():
-        result.failures.append(f"originals not given back (enforced, wanted): {missing()}")
+        result.failures.append(f"not given back (enforced, why): {missing()}")
 
 
 def _end_agents(cell: Cell, result: CellResult) -> None:
