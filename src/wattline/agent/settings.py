@@ -265,16 +265,24 @@ def is_loopback(host: str) -> bool:
 
 
 def load_settings(
-    file: Path | None, env: Mapping[str, str], flags: Mapping[str, object]
+    file: Path | None,
+    env: Mapping[str, str],
+    flags: Mapping[str, object],
+    warned: Callable[[str], None] = lambda line: None,
 ) -> tuple[AgentSettings, tuple[str, ...], dict[str, str]]:
     """Settings, warnings (one line each) and where each value came from.
 
     `flags` has field names to values, None: not given. Unknown keys of the file and unknown
-    `WATTLINE_AGENT_*` variables warn; a value that cannot be used is an InputError.
+    `WATTLINE_AGENT_*` variables warn; a value that cannot be used is an InputError. `warned` gets
+    each warning at once: a misspelt name may be why the settings are then refused.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(SETTINGS, "default")
     warnings: list[str] = []
+
+    def warn(line: str, name: object) -> None:
+        warnings.append(_unknown(line, name))
+        warned(warnings[-1])
 
     def take(name: str, raw: object, origin: str) -> None:
         values[name] = SETTINGS[name].reader(f"{name} ({origin})", raw)
@@ -283,7 +291,7 @@ def load_settings(
     if file is not None:
         for key, raw in _read_file(file).items():
             if key not in SETTINGS:
-                warnings.append(_unknown(f"{file}: unknown key `{key}` is ignored", key))
+                warn(f"{file}: unknown key `{key}` is ignored", key)
             elif raw is not None:
                 take(str(key), raw, str(file))
     if env.get("NODE_NAME"):
@@ -291,7 +299,7 @@ def load_settings(
     for variable in sorted(v for v in env if v.startswith(ENV_PREFIX) and v != CONFIG_ENV):
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in SETTINGS:
-            warnings.append(_unknown(f"unknown variable {variable} is ignored", name))
+            warn(f"unknown variable {variable} is ignored", name)
         else:
             take(name, env[variable], variable)
     for name, raw in flags.items():

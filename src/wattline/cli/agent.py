@@ -64,10 +64,12 @@ def _settings_options(command: F) -> F:
 def _settings(
     config: Path | None, flags: dict[str, object]
 ) -> tuple[AgentSettings, dict[str, str]]:
-    """The settings and where each came from, after their warnings have been said."""
-    settings, warnings, origins = load_settings(config, os.environ, flags)
-    for warning in warnings:
-        click.echo(f"wattline: {warning}", err=True)
+    """The settings and where each came from; warnings are said."""
+
+    def warned(line: str) -> None:
+        click.echo(f"wattline: {line}", err=True)
+
+    settings, _, origins = load_settings(config, os.environ, flags, warned)
     return settings, origins
 
 
