@@ -38,7 +38,8 @@ _CLOCK_TOLERANCE_MHZ = 30
 class Actuator:
     """Owns the GPUs, the protocol's state and the journal; used by the loop's thread only.
 
-    `order_gpu(lane, order)` hands an order to its lane; a test may watch or lose it.
+    operator_hold: who holds the node and why. braked: until a person resumes. brake_file: the
+    brake file is there.
     """
 
     def __init__(
@@ -48,15 +49,15 @@ class Actuator:
         *,
         incarnation: int,
         switch: BrakeSwitch,
-        tally: Tally,
         now: Callable[[], float],
     ) -> None:
         state = journal.state
         self.settings = settings
         self.journal = journal
-        self.tally = tally
+        self.tally = Tally()
         self.operator_hold = state.operator_hold
         self.braked = state.braked
+        self.brake_file = False
         self.brakes = 0
         self.entries: dict[str, GpuEntry] = {}
         self._switch = switch
@@ -75,7 +76,11 @@ class Actuator:
                 gpus={},
             ),
         )
-        self.node.operator_hold = state.operator_hold is not None or state.braked
+        self.update_hold()
+
+    def update_hold(self) -> None:
+        """No raise is obeyed while a person holds, while braked until resumed, or by the file."""
+        self.node.operator_hold = self.operator_hold is not None or self.braked or self.brake_file
 
     # GPUs that come, go and answer
 

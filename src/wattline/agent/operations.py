@@ -55,13 +55,11 @@ class Operator:
         audit: Audit,
         switch: BrakeSwitch,
         drop_in: AnnotatedLimits | None,
-        file_brakes: Callable[[], bool],
     ) -> None:
         self._actuator = actuator
         self._audit = audit
         self._switch = switch
         self._drop_in = drop_in
-        self._file_brakes = file_brakes
 
     def carry_out(self, command: Command) -> Answer:
         """Do it, or say in one line why not; either way it is written down."""
@@ -86,7 +84,7 @@ class Operator:
                 return Answer(True, f"all GPUs go to their brake watts{until}")
             case Hold():
                 self._actuator.operator_hold = f"{command.by}: {command.why}"
-                self._actuator.node.hold()
+                self._actuator.update_hold()
                 return Answer(True, "no raise is obeyed until it is resumed")
             case Pin():
                 return self._pin(command)
@@ -115,14 +113,14 @@ class Operator:
         else:
             actuator.operator_hold = None
             actuator.braked = False
-            actuator.node.operator_hold = self._file_brakes()
+        actuator.update_hold()
         for entry in entries:
             if entry.known:
                 actuator.node.resume(entry.uuid)
             entry.record = replace(entry.record, pinned_w=None, let_go=False)
         if command.gpu is not None:
             return Answer(True, f"{entries[0].uuid} follows its {self._source()} again")
-        if self._file_brakes():
+        if actuator.brake_file:
             return Answer(True, "resumed, but the brake file is there: no raise until it is gone")
         return Answer(True, f"all GPUs follow their {self._source()} again")
 
