@@ -1,0 +1,110 @@
+"""One GPU's power limit as hardware keeps it, with who is to blame for each level that it may draw.
+
+Time is counted in ticks. A limit that falls is followed by the draw only after `settle` ticks.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Origin(IntEnum):
+    """Who put a level there, and whether the coordinator in charge can know."""
+
+    OURS = 0
+    """Written by the node agent: must be booked at all times."""
+    KNOWN = 1
+    """Brought about from outside, and reported since: must be booked too."""
+    OUTSIDE = 2
+    """Brought about from outside and not yet reported: counted as exposure."""
+
+
+class Level(NamedTuple):
+    """A former limit that the draw may still follow."""
+
+    ticks: int
+    watts: float
+    origin: Origin
+
+
+class Hardware(NamedTuple):
+    """requested_w: written last. floor_w, ceiling_w: out-of-band clamps. lag: levels not settled."""
+
+    gpu: int
+    requested_w: float
+    enforced_w: float
+    origin: Origin = Origin.OURS
+    floor_w: float | None = None
+    ceiling_w: float | None = None
+    lag: tuple[Level, ...] = ()
+
+    def enforce(self, requested_w: float, origin: Origin, settle: int) -> Hardware:
+        """Take a request; who lowers a limit answers for no more than stood before."""
+        enforced_w = requested_w
+        if self.ceiling_w is not None:
+            enforced_w = min(enforced_w, self.ceiling_w)
+        if self.floor_w is not None:
+            enforced_w = max(enforced_w, self.floor_w)
+        if enforced_w == self.enforced_w:
+            kept = min(origin, self.origin) if enforced_w == requested_w else self.origin
+            return self._replace(requested_w=requested_w, origin=kept)
+        lag = self.lag
+        if enforced_w < self.enforced_w and settle > 0:
+            mine = Level(settle, self.enforced_w, self.origin)
+            lag = (*[level for level in lag if not _covers(mine, level)], mine)
+        raised_by_clamp = enforced_w > requested_w
+        return self._replace(
+            requested_w=requested_w,
+            enforced_w=enforced_w,
+            origin=self.origin if raised_by_clamp else origin,
+            lag=lag,
+        )
+
+    def clamp(self, floor_w: float | None, ceiling_w: float | None, settle: int) -> Hardware:
+        """Change the out-of-band clamps; an enforced limit that rises with it is an outsider's."""
+        clamped = self._replace(floor_w=floor_w, ceiling_w=ceiling_w)
+        before_w = self.enforced_w
+        after = clamped.enforce(self.requested_w, self.origin, settle)
+        return after if after.enforced_w <= before_w else after._replace(origin=Origin.OUTSIDE)
+
+    def tick(self) -> Hardware:
+        """Let one tick pass."""
+        if not self.lag:
+            return self
+        lag = tuple([level._replace(ticks=level.ticks - 1) for level in self.lag if level.ticks > 1])
+        return self._replace(lag=lag)
+
+    def told(self) -> Hardware:
+        """A report made since the outside event has arrived: the level must be booked from now."""
+        return self._recast(Origin.OUTSIDE, Origin.KNOWN)
+
+    def forgotten(self) -> Hardware:
+        """A new coordinator is in charge, which was never told."""
+        return self._recast(Origin.KNOWN, Origin.OUTSIDE)
+
+    @property
+    def shows_outside(self) -> bool:
+        """True when a report made now would tell of a level brought about from outside."""
+        return self.origin is Origin.OUTSIDE
+
+    @property
+    def booked_for_w(self) -> float:
+        """The most that it may draw and for which the coordinator must have booked."""
+        levels = [level.watts for level in self.lag if level.origin is not Origin.OUTSIDE]
+        if self.origin is not Origin.OUTSIDE:
+            levels.append(self.enforced_w)
+        return max(levels, default=0.0)
+
+    @property
+    def most_draw_w(self) -> float:
+        """The most that it may draw now."""
+        return max([self.enforced_w, *[level.watts for level in self.lag]])
+
+    def _recast(self, old: Origin, new: Origin) -> Hardware:
+        lag = tuple([lv._replace(origin=new) if lv.origin is old else lv for lv in self.lag])
+        return self._replace(origin=new if self.origin is old else self.origin, lag=lag)
+
+
+def _covers(new: Level, old: Level) -> bool:
+    return old.watts <= new.watts and old.ticks <= new.ticks and old.origin >= new.origin
