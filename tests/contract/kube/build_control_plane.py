@@ -24,6 +24,7 @@ BINARIES = ("etcd", "kube-apiserver")
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[2] / ".cache" / "kube" / f"kubernetes-{KUBERNETES}-etcd-{ETCD}"
 PARALLEL_JOBS = "2"
+COMMAND_TIMEOUT_S = 3600.0
 
 
 class CannotBuildError(Exception):
@@ -116,16 +117,18 @@ def compile_into_cache(
 def run_go(go: str, env: Mapping[str, str], module: Path, *arguments: str) -> str:
     """Output of a go command; its messages go to our standard error as they come."""
     say(f"go {' '.join(arguments[:2])} in {module.name}")
-    done = subprocess.run(
-        [go, *arguments],
-        cwd=module,
-        env={**env, "CGO_ENABLED": "0", "GOWORK": "off"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise CannotBuildError(f"`go {' '.join(arguments)}` failed: {done.stdout.strip()[-500:]}")
+    try:
+        done = subprocess.run(
+            [go, *arguments],
+            cwd=module,
+            env={**env, "CGO_ENABLED": "0", "GOWORK": "off"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=COMMAND_TIMEOUT_S,
+        )
+    except subprocess.SubprocessError as error:
+        raise CannotBuildError(f"{error}; what go says is above") from error
     return done.stdout
 
 

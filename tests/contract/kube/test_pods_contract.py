@@ -277,7 +277,7 @@ def test_expiry_while_away_is_survived(
 def test_a_server_that_is_not_ready_yet_is_waited_for(
     plane: ControlPlane, proxy: TcpProxy, node: NodePods
 ) -> None:
-    """Right after its start a server refuses, answers 403 or 429 until its caches are filled."""
+    """Right after its start a server refuses connections, then answers 403 for want of roles."""
     node.create(f"a-{node.node}")
     plane.kill_api_server()
     with watching(plane, proxy, node.node) as seen:

@@ -47,7 +47,10 @@ class KubeFault(StrEnum):
     EXPIRED = "expired"
     """The resource version is too old (410) or from a future that this server does not know."""
     REFUSED = "refused"
-    """A permission is missing or the credentials are not accepted."""
+    """A permission is missing or the credentials are not accepted.
+
+    A server says so, too, in its first second, before it has read its roles: worth a retry.
+    """
     ABSENT = "absent"
     """404: the server does not have this kind."""
     UNAVAILABLE = "unavailable"
