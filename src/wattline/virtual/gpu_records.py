@@ -77,6 +77,8 @@ class GpuState:
     max_w: float
     load_w: float
     draw_w: float
+    instant_w: float
+    """One sample of the draw, with the limiter's deviations; energy and mean have none."""
     average_w: float
     energy_j: float
     clock_mhz: int
@@ -156,6 +158,7 @@ def state_of(spec: lib.Spec, view: lib.View, index: int | None, lost_xid: int) -
         max_w=spec.max_mw / 1000,
         load_w=entry.load_mw / 1000,
         draw_w=view.draw_mw / 1000,
+        instant_w=view.instant_mw / 1000,
         average_w=view.average_mw / 1000,
         energy_j=view.energy_mj / 1000,
         clock_mhz=view.clock_mhz,

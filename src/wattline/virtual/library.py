@@ -99,6 +99,7 @@ class View(c.LittleEndianStructure):
     _fields_ = (
         ("entry", Entry),
         ("draw_mw", c.c_double),
+        ("instant_mw", c.c_double),
         ("average_mw", c.c_double),
         ("energy_mj", c.c_double),
         ("capped_ns", c.c_double),

@@ -218,7 +218,7 @@ def test_the_layout_of_python_is_that_of_c(virtual_node: VirtualNode) -> None:
         library.Spec: 320,
         library.Process: 24,
         library.Mig: 112,
-        library.View: 136,
+        library.View: 144,
     }
     assert {kind: ctypes.sizeof(kind) for kind in sizes} == sizes
     assert virtual_node.gpus_file.read_bytes()[:12] == b"WLVGPU01\x01\x00\x00\x00"

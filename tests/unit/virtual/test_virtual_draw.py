@@ -1,112 +1,139 @@
-"""What a virtual GPU draws: held against a stepwise integration, and against the settle time."""
+"""What a virtual GPU draws: held against its own log, by the law of the simulator's plant."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wattline.virtual.gpus import VirtualGpus
+from wattline.sim.plant.config import LimiterNoise
+from wattline.virtual.gpus import Change, GpuState, VirtualGpus
 
-SETTLE_S = 2.0
-IDLE_W, MIN_W, MAX_W = 70.0, 200.0, 700.0
+SETTLE_NS = 2_000_000_000
+IDLE_W = 70.0
+HELD = LimiterNoise().mean_fraction
 
 
-@pytest.fixture(scope="module")
-def gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualGpus]:
-    path = tmp_path_factory.mktemp("draw") / "gpus.state"
-    with VirtualGpus.create(path, ["h100"], settle_s=SETTLE_S) as made:
+@pytest.fixture
+def gpus(tmp_path: Path) -> Iterator[VirtualGpus]:
+    with VirtualGpus.create(tmp_path / "gpus.state", ["h100"], settle_s=SETTLE_NS / 1e9) as made:
         yield made
 
 
-def at(gpus: VirtualGpus, after_s: float) -> tuple[float, float, float]:
-    """Draw, mean of the last second and energy, so long after the newest change."""
-    since_ns = gpus.changes(0)[0][-1].time_ns
-    state = gpus.state(0, at_ns=since_ns + round(after_s * 1e9))
-    return state.draw_w, state.average_w, state.energy_j
+@pytest.fixture(scope="module")
+def lasting_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualGpus]:
+    path = tmp_path_factory.mktemp("draw") / "gpus.state"
+    with VirtualGpus.create(path, ["h100"], settle_s=SETTLE_NS / 1e9) as made:
+        yield made
 
 
-watts = st.floats(MIN_W, MAX_W)
-loads = st.floats(0.0, 900.0)
+def after(gpus: VirtualGpus, seconds: float) -> GpuState:
+    """The GPU so long after the newest change."""
+    return gpus.state(0, at_ns=gpus.changes(0)[0][-1].time_ns + round(seconds * 1e9))
 
 
-@given(limit_w=watts, load_w=loads)
-@settings(max_examples=40)
-def test_the_limit_is_obeyed_when_the_settle_time_has_passed(
-    gpus: VirtualGpus, limit_w: float, load_w: float
+def expected_w(log: list[Change], at_ns: int) -> float:
+    """Draw at a time past the newest change: the register of a settle time ago limits it."""
+    obeyed = [change for change in log if change.time_ns + SETTLE_NS <= at_ns] or log[:1]
+    load_w = log[-1].load_mw / 1000
+    return max(IDLE_W, min(load_w, HELD * obeyed[-1].enforced_mw / 1000))
+
+
+changes = st.lists(st.tuples(st.floats(200.0, 700.0), st.floats(0.0, 900.0)), max_size=5)
+times = st.integers(0, 2 * SETTLE_NS)
+
+
+@given(changes=changes, later_ns=times)
+@settings(max_examples=60)
+def test_the_draw_obeys_the_register_of_a_settle_time_ago(
+    lasting_gpus: VirtualGpus, changes: list[tuple[float, float]], later_ns: int
 ) -> None:
-    gpus.set_load(0, load_w)
-    gpus.write_limit(0, limit_w)
-    for after_s in (SETTLE_S, SETTLE_S * 1.5, 100.0):
-        draw_w, _, _ = at(gpus, after_s)
-        assert draw_w == pytest.approx(max(IDLE_W, min(load_w, limit_w)), abs=0.002)
-
-
-@given(limit_w=watts, load_w=loads, after_s=st.floats(0.0, SETTLE_S))
-@settings(max_examples=40)
-def test_meanwhile_the_draw_lies_between(
-    gpus: VirtualGpus, limit_w: float, load_w: float, after_s: float
-) -> None:
-    gpus.set_load(0, load_w)
-    gpus.write_limit(0, limit_w)
-    low_w, high_w = sorted([at(gpus, 0.0)[0], at(gpus, SETTLE_S)[0]])
-    draw_w, _, _ = at(gpus, after_s)
-    assert low_w <= draw_w <= high_w
-
-
-@given(limit_w=watts, load_w=loads, span_s=st.floats(0.1, 4.0))
-@settings(max_examples=12)
-def test_energy_is_the_integral_of_the_draw(
-    gpus: VirtualGpus, limit_w: float, load_w: float, span_s: float
-) -> None:
-    gpus.set_load(0, load_w)
-    gpus.write_limit(0, limit_w)
-    steps = 200
-    width_s = span_s / steps
-    middles = [at(gpus, (i + 0.5) * width_s)[0] for i in range(steps)]
-    energy_j = at(gpus, span_s)[2] - at(gpus, 0.0)[2]
-    # The kinks of the draw lie inside a step each, where the midpoint rule is off.
-    kinks_j = 2 * (MAX_W - MIN_W) / SETTLE_S * width_s**2
-    assert energy_j == pytest.approx(sum(middles) * width_s, abs=kinks_j + 0.01)
-
-
-@given(changes=st.lists(st.tuples(watts, loads), min_size=1, max_size=8))
-@settings(max_examples=25)
-def test_energy_never_falls_and_lies_between_idle_and_most(
-    gpus: VirtualGpus, changes: list[tuple[float, float]]
-) -> None:
-    first = gpus.state(0)
-    start_ns = gpus.changes(0)[0][-1].time_ns
-    start_j = gpus.state(0, at_ns=start_ns).energy_j
     for limit_w, load_w in changes:
-        gpus.write_limit(0, limit_w)
-        gpus.set_load(0, load_w)
-        after = gpus.state(0)
-        assert after.energy_j >= first.energy_j
-    end_ns = gpus.changes(0)[0][-1].time_ns
-    span_s = (end_ns - start_ns) / 1e9
-    energy_j = gpus.state(0, at_ns=end_ns).energy_j - start_j
-    assert IDLE_W * span_s - 1e-6 <= energy_j <= max(MAX_W, 900.0) * span_s + 1e-6
+        lasting_gpus.write_limit(0, limit_w)
+        lasting_gpus.set_load(0, load_w)
+    log, _ = lasting_gpus.changes(0)
+    at_ns = log[-1].time_ns + later_ns
+    found = lasting_gpus.state(0, at_ns=at_ns)
+    assert found.draw_w == pytest.approx(expected_w(log, at_ns), abs=1e-6)
 
 
-def test_the_mean_follows_within_a_second(gpus: VirtualGpus) -> None:
-    gpus.write_limit(0, MAX_W)
+@given(changes=changes, later_ns=times, span_ns=times)
+@settings(max_examples=60)
+def test_energy_is_the_integral_of_the_draw(
+    lasting_gpus: VirtualGpus, changes: list[tuple[float, float]], later_ns: int, span_ns: int
+) -> None:
+    for limit_w, load_w in changes:
+        lasting_gpus.write_limit(0, limit_w)
+        lasting_gpus.set_load(0, load_w)
+    log, _ = lasting_gpus.changes(0)
+    start_ns = log[-1].time_ns + later_ns
+    end_ns = start_ns + span_ns
+    steps = [change.time_ns + SETTLE_NS for change in log]
+    cuts = sorted({start_ns, end_ns, *(step for step in steps if start_ns < step < end_ns)})
+    want_j = sum(expected_w(log, a) * (b - a) / 1e9 for a, b in pairwise(cuts))
+    before = lasting_gpus.state(0, at_ns=start_ns).energy_j
+    assert lasting_gpus.state(0, at_ns=end_ns).energy_j - before == pytest.approx(want_j, abs=1e-6)
+
+
+def test_lowering_and_raising_are_both_late(gpus: VirtualGpus) -> None:
     gpus.set_load(0, 650.0)
-    draw_w, mean_w, _ = at(gpus, SETTLE_S + 1.0)
-    assert draw_w == mean_w == pytest.approx(650.0)
-    settled_ns = gpus.changes(0)[0][-1].time_ns + 4_000_000_000
-    energy_j = [gpus.state(0, at_ns=settled_ns + ns).energy_j for ns in (0, 1_000_000_000)]
-    assert energy_j[1] - energy_j[0] == pytest.approx(650.0)
+    gpus.write_limit(0, 300.0)
+    assert after(gpus, 2.0 - 1e-9).draw_w == 650.0
+    assert after(gpus, 2.0).draw_w == pytest.approx(HELD * 300.0)
+    gpus.write_limit(0, 500.0)
+    assert after(gpus, 2.0 - 1e-9).draw_w == pytest.approx(HELD * 300.0)
+    assert after(gpus, 2.0).draw_w == pytest.approx(HELD * 500.0)
 
 
-def test_a_load_below_the_limit_is_not_held_back(gpus: VirtualGpus) -> None:
-    gpus.write_limit(0, MAX_W)
-    gpus.set_load(0, 0.0)
-    settled_ns = gpus.changes(0)[0][-1].time_ns + 10_000_000_000
-    state = gpus.state(0, at_ns=settled_ns)
-    assert (state.draw_w, state.capped, state.clock_mhz) == (IDLE_W, False, 345)
+def test_the_load_acts_at_once(gpus: VirtualGpus) -> None:
+    for load_w in (650.0, 0.0, 300.0):
+        gpus.set_load(0, load_w)
+        assert after(gpus, 0.0).draw_w == max(IDLE_W, load_w)
+
+
+def test_energy_is_carried_over_changes(gpus: VirtualGpus) -> None:
+    start = gpus.changes(0)[0][0]
+    for load_w in (100.0, 650.0, 300.0):
+        gpus.set_load(0, load_w)
+    log, _ = gpus.changes(0)
+    want_j = sum(
+        max(IDLE_W, a.load_mw / 1000) * (b.time_ns - a.time_ns) / 1e9 for a, b in pairwise(log)
+    )
+    found_j = gpus.state(0, at_ns=log[-1].time_ns).energy_j
+    assert start.time_ns < log[-1].time_ns
+    assert found_j == pytest.approx(want_j, abs=1e-6)
+
+
+def test_the_mean_is_that_of_the_last_second(gpus: VirtualGpus) -> None:
+    gpus.set_load(0, 650.0)
+    gpus.write_limit(0, 300.0)
+    for seconds in (1.0, 1.9, 2.25, 2.75, 3.0, 10.0):
+        end = after(gpus, seconds)
+        start = after(gpus, seconds - 1.0)
+        assert end.average_w == pytest.approx(end.energy_j - start.energy_j, abs=1e-3)
+    assert after(gpus, 2.5).average_w == pytest.approx((650.0 + HELD * 300.0) / 2, abs=0.5)
+
+
+def test_samples_deviate_as_the_limiter_does(gpus: VirtualGpus) -> None:
+    gpus.set_load(0, 650.0)
+    gpus.write_limit(0, 400.0)
+    samples = [after(gpus, 10.0 + i / 10).instant_w for i in range(3000)]
+    mean_w = HELD * 400.0
+    sigma_w = LimiterNoise().sample_sigma * (mean_w - IDLE_W)
+    assert statistics.fmean(samples) == pytest.approx(mean_w, abs=5 * sigma_w / 3000**0.5)
+    assert statistics.pstdev(samples) == pytest.approx(sigma_w, rel=0.1)
+    assert max(samples) > 400.0
+
+
+def test_an_idle_gpu_draws_evenly(gpus: VirtualGpus) -> None:
+    state = after(gpus, 10.0)
+    assert (state.draw_w, state.instant_w, state.average_w) == (IDLE_W, IDLE_W, IDLE_W)
+    assert (state.capped, state.clock_mhz) == (False, 345)
 
 
 def test_a_capped_gpu_runs_slower(gpus: VirtualGpus) -> None:
@@ -114,8 +141,7 @@ def test_a_capped_gpu_runs_slower(gpus: VirtualGpus) -> None:
     clocks = []
     for limit_w in (600.0, 500.0, 400.0, 300.0, 200.0):
         gpus.write_limit(0, limit_w)
-        settled_ns = gpus.changes(0)[0][-1].time_ns + 10_000_000_000
-        state = gpus.state(0, at_ns=settled_ns)
+        state = after(gpus, 10.0)
         assert state.capped
         clocks.append(state.clock_mhz)
     assert clocks == sorted(clocks, reverse=True)

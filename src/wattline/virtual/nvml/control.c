@@ -199,7 +199,7 @@ WV_API int wv_set(wv_context *context, int slot, int setting, uint32_t value, ui
     if (error)
         return error;
     wv_entry last = wv_newest(gpu);
-    wv_entry entry = wv_advance(&gpu->spec, &last, wv_now());
+    wv_entry entry = wv_advance(gpu, &last, wv_now());
     if (setting == SET_LOAD)
         entry.load_mw = value;
     else if (setting == SET_CEILING)

@@ -129,7 +129,7 @@ static int change_entry(wv_call *call, uint32_t least_mhz, uint32_t most_mhz, in
     if (code)
         return code;
     wv_entry last = wv_newest(call->gpu);
-    wv_entry entry = wv_advance(&call->gpu->spec, &last, wv_now());
+    wv_entry entry = wv_advance(call->gpu, &last, wv_now());
     if (persistence >= 0) {
         entry.persistence = (uint32_t)persistence;
     } else {

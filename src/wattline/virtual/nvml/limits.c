@@ -76,7 +76,7 @@ static int set_limit(wv_call *call, unsigned int limit)
     if (code)
         return code;
     wv_entry last = wv_newest(call->gpu);
-    wv_entry entry = wv_advance(spec, &last, wv_now());
+    wv_entry entry = wv_advance(call->gpu, &last, wv_now());
     wv_set_requested(spec, &entry, limit);
     wv_publish(call->gpu, &entry, WV_NVML, (uint32_t)getpid());
     wv_unlock(call->map);
@@ -188,7 +188,7 @@ static int put_field(wv_call *call, const wv_view *view, nvmlFieldValue_t *field
         value = (unsigned long long)(view->average_mw + 0.5);
         break;
     case 186:
-        value = (unsigned long long)(view->draw_mw + 0.5);
+        value = (unsigned long long)(view->instant_mw + 0.5);
         break;
     case 187:
         value = spec->min_mw;

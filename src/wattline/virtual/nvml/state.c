@@ -13,6 +13,13 @@
 #define LOCK_WAIT_S 10
 #define AVERAGE_NS 1000000000ll /* NVML averages power over a second on Hopper and Blackwell */
 
+/* How imperfectly a limiter holds its mean, as the simulator's plant has it: the mean of a GPU at
+ * its limit, and the deviation of one sample as a share of the draw above idle. Both are fitted to
+ * traces of H100s at 700 W (docs/concepts/plant.md). */
+#define MEAN_FRACTION 0.987
+#define SAMPLE_SIGMA 0.103
+#define SAMPLE_NS 100000000ll
+
 int64_t wv_now(void)
 {
     struct timespec now;
@@ -100,69 +107,49 @@ static double demand_mw(const wv_spec *spec, const wv_entry *entry)
     return spec->idle_mw + above;
 }
 
-/* The limit that the chip obeys `after_ns` past the entry: it moves towards the register at the rate
- * that takes the whole range of limits in the settle time, so no change takes longer than that. */
-static double chip_mw(const wv_spec *spec, const wv_entry *entry, double after_ns)
-{
-    if (spec->settle_ns <= 0)
-        return entry->enforced_mw;
-    double step = (double)(spec->max_mw - spec->min_mw) / (double)spec->settle_ns * after_ns;
-    double gap = (double)entry->enforced_mw - entry->chip_mw;
-    if (fabs(gap) <= step)
-        return entry->enforced_mw;
-    return entry->chip_mw + (gap > 0 ? step : -step);
-}
-
 static double draw_mw(const wv_spec *spec, double demand, double chip)
 {
-    double held = demand < chip ? demand : chip;
+    double held = chip * MEAN_FRACTION;
+    held = demand < held ? demand : held;
     return held > spec->idle_mw ? held : spec->idle_mw;
 }
 
-/* Adds energy and held-back time over a stretch in which the chip's limit is linear. */
-static void integrate(const wv_spec *spec, wv_entry *entry, double demand, double from, double to,
-                      double span_ns)
+/* Adds what a stretch brings in which the chip obeys one limit. */
+static void add_stretch(const wv_spec *spec, wv_entry *entry, double demand, int64_t until_ns)
 {
-    double cuts[4] = {0, 1, 1, 1};
-    int n = 1;
-    double marks[2] = {demand, (double)spec->idle_mw};
-    for (int i = 0; i < 2; i++) {
-        double at = from == to ? -1 : (marks[i] - from) / (to - from);
-        if (at > 0 && at < 1)
-            cuts[n++] = at;
-    }
-    if (n == 3 && cuts[1] > cuts[2]) {
-        double swap = cuts[1];
-        cuts[1] = cuts[2];
-        cuts[2] = swap;
-    }
-    cuts[n] = 1;
-    for (int i = 0; i < n; i++) {
-        double length = (cuts[i + 1] - cuts[i]) * span_ns;
-        double middle = from + (to - from) * (cuts[i] + cuts[i + 1]) / 2;
-        entry->energy_mj += draw_mw(spec, demand, middle) * length * 1e-9;
-        if (middle < demand)
-            entry->capped_ns += length;
-    }
+    double length_ns = (double)(until_ns - entry->t_ns);
+    entry->energy_mj += draw_mw(spec, demand, entry->chip_mw) * length_ns * 1e-9;
+    if (entry->chip_mw * MEAN_FRACTION < demand)
+        entry->capped_ns += length_ns;
+    entry->t_ns = until_ns;
 }
 
-/* The same GPU later: what the chip obeys, the energy and the held-back time are carried on. */
-wv_entry wv_advance(const wv_spec *spec, const wv_entry *from, int64_t now_ns)
+/* The same GPU later: what the chip obeys, the energy and the held-back time are carried on. The
+ * chip obeys each change of the register when the settle time has passed since, in both directions.
+ * Of more than half a ring of changes within the settle time, the oldest are passed over. */
+wv_entry wv_advance(wv_gpu *gpu, const wv_entry *from, int64_t now_ns)
 {
+    const wv_spec *spec = &gpu->spec;
     wv_entry entry = *from;
-    double span = now_ns > from->t_ns ? (double)(now_ns - from->t_ns) : 0;
     double demand = demand_mw(spec, from);
-    double gap = fabs((double)from->enforced_mw - from->chip_mw);
-    double range = (double)(spec->max_mw - spec->min_mw);
-    double moving = range > 0 ? gap / range * (double)spec->settle_ns : 0;
-    if (moving > span)
-        moving = span;
-    double chip = chip_mw(spec, from, span);
-    integrate(spec, &entry, demand, from->chip_mw, chip, moving);
-    integrate(spec, &entry, demand, chip, chip, span - moving);
-    entry.chip_mw = chip;
-    if (now_ns > from->t_ns)
-        entry.t_ns = now_ns;
+    uint64_t first = from->seq;
+    for (int back = 0; back < WV_RING / 2 && first > 1; back++) {
+        if (gpu->ring[(first - 1) % WV_RING].t_ns + spec->settle_ns <= from->t_ns)
+            break;
+        first--;
+    }
+    for (uint64_t seq = first; seq <= from->seq; seq++) {
+        const wv_entry *change = &gpu->ring[seq % WV_RING];
+        int64_t at_ns = change->t_ns + spec->settle_ns;
+        if (at_ns > now_ns)
+            break;
+        if (at_ns > entry.t_ns)
+            add_stretch(spec, &entry, demand, at_ns);
+        if (at_ns > from->t_ns)
+            entry.chip_mw = change->enforced_mw;
+    }
+    if (now_ns > entry.t_ns)
+        add_stretch(spec, &entry, demand, now_ns);
     return entry;
 }
 
@@ -196,7 +183,7 @@ void wv_set_requested(const wv_spec *spec, wv_entry *entry, uint32_t requested_m
 void wv_reset_gpu(wv_gpu *gpu, int64_t now_ns, uint32_t cause)
 {
     wv_entry last = wv_newest(gpu);
-    wv_entry entry = wv_advance(&gpu->spec, &last, now_ns);
+    wv_entry entry = wv_advance(gpu, &last, now_ns);
     entry.clock_min_mhz = entry.clock_max_mhz = 0;
     entry.energy_mj = entry.capped_ns = 0;
     wv_set_requested(&gpu->spec, &entry, gpu->spec.default_mw);
@@ -217,25 +204,46 @@ static double average_mw(wv_gpu *gpu, const wv_entry *now)
         seq--;
     }
     if (past.t_ns < target)
-        past = wv_advance(&gpu->spec, &past, target);
+        past = wv_advance(gpu, &past, target);
     double span_ns = (double)(now->t_ns - past.t_ns);
     if (span_ns <= 0)
         return -1;
     return (now->energy_mj - past.energy_mj) / span_ns * 1e9;
 }
 
+/* A standard normal number that belongs to the GPU and the tenth of a second: the same for all who
+ * look, and none that must be stored. The mix is splitmix64's, the transform Box and Muller's. */
+static double deviation(const wv_spec *spec, int64_t now_ns)
+{
+    uint64_t mix = (uint64_t)(now_ns / SAMPLE_NS) * WV_GPUS + spec->minor;
+    double parts[2];
+    for (int i = 0; i < 2; i++) {
+        mix += 0x9e3779b97f4a7c15ull;
+        uint64_t bits = mix;
+        bits = (bits ^ bits >> 30) * 0xbf58476d1ce4e5b9ull;
+        bits = (bits ^ bits >> 27) * 0x94d049bb133111ebull;
+        bits ^= bits >> 31;
+        parts[i] = ((double)(bits >> 11) + 0.5) / 9007199254740992.0; /* 2^53: never 0 */
+    }
+    return sqrt(-2 * log(parts[0])) * cos(6.283185307179586 * parts[1]);
+}
+
 void wv_look(wv_gpu *gpu, int64_t now_ns, wv_view *view)
 {
     const wv_spec *spec = &gpu->spec;
     wv_entry entry = wv_newest(gpu);
-    wv_entry now = wv_advance(spec, &entry, now_ns);
+    wv_entry now = wv_advance(gpu, &entry, now_ns);
     double demand = demand_mw(spec, &entry);
     view->entry = entry;
     view->chip_mw = now.chip_mw;
     view->draw_mw = draw_mw(spec, demand, now.chip_mw);
+    double above = view->draw_mw - spec->idle_mw;
+    view->instant_mw = view->draw_mw + above * SAMPLE_SIGMA * deviation(spec, now_ns);
+    if (view->instant_mw < 0)
+        view->instant_mw = 0;
     view->energy_mj = now.energy_mj;
     view->capped_ns = now.capped_ns;
-    view->capped = now.chip_mw < demand;
+    view->capped = now.chip_mw * MEAN_FRACTION < demand;
     view->average_mw = average_mw(gpu, &now);
     if (view->average_mw < 0)
         view->average_mw = view->draw_mw;
@@ -263,7 +271,7 @@ void wv_rival_due(wv_map *map, wv_gpu *gpu, int64_t now_ns)
     if (next != 0 && now_ns >= next) {
         wv_entry last = wv_newest(gpu);
         int64_t at = next > last.t_ns ? next : last.t_ns;
-        wv_entry entry = wv_advance(&gpu->spec, &last, at);
+        wv_entry entry = wv_advance(gpu, &last, at);
         wv_set_requested(&gpu->spec, &entry, rival->limit_mw);
         if (entry.requested_mw != last.requested_mw)
             wv_publish(gpu, &entry, WV_RIVAL, 0);

@@ -98,7 +98,7 @@ typedef struct {
     uint32_t memory_mhz;
     uint32_t persistence;
     uint64_t memory_bytes;
-    int64_t settle_ns; /* time in which the chip follows a change over its whole range */
+    int64_t settle_ns; /* how long after a change of the register the chip obeys it */
 } wv_spec;
 
 typedef struct {
@@ -178,7 +178,8 @@ typedef struct {
 /* A GPU at one moment. */
 typedef struct {
     wv_entry entry;
-    double draw_mw;
+    double draw_mw;    /* without the limiter's deviations, as energy counts it */
+    double instant_mw; /* one sample, deviations and all */
     double average_mw; /* of the last second */
     double energy_mj;
     double capped_ns;
@@ -193,7 +194,7 @@ void wv_close_context(wv_context *context);
 int wv_lock(wv_map *map);
 void wv_unlock(wv_map *map);
 wv_entry wv_newest(wv_gpu *gpu);
-wv_entry wv_advance(const wv_spec *spec, const wv_entry *from, int64_t now_ns);
+wv_entry wv_advance(wv_gpu *gpu, const wv_entry *from, int64_t now_ns);
 void wv_publish(wv_gpu *gpu, wv_entry *entry, uint32_t cause, uint32_t pid);
 void wv_set_requested(const wv_spec *spec, wv_entry *entry, uint32_t requested_mw);
 void wv_reset_gpu(wv_gpu *gpu, int64_t now_ns, uint32_t cause);
