@@ -25,8 +25,6 @@ class RefusalReason(StrEnum):
     NO_FREE_WATTS = "no_free_watts"
     NOT_HEARD = "not_heard"
     """Its node has not reported yet: there is no incarnation to address."""
-    FIRST_KNOW = "first_know"
-    """More is booked than may be, and its node has not answered yet: this could be a raise."""
     OLDER_BUDGET = "older_budget"
     """A raise, and nodes have seen a newer version of the budget than this coordinator."""
     FENCED = "fenced"

@@ -77,16 +77,9 @@ class Book(Generic[Gpu]):
         return self.incarnation is not None and self.acted >= self.addressed_from
 
     @property
-    def sure_mw(self) -> int:
-        """The limit that the GPU goes to by our leave alone, if every message arrives.
-
-        The newest grant's; once that is answered, less where less is held. Never what was only
-        found above: somebody else may have lowered it again.
-        """
-        newest = self.newest
-        if newest is not None and newest.sequence > self.acted:
-            return self.alive[-1][1]
-        return min(self.alive[-1][1], self.ours_mw or 0)
+    def leave_mw(self) -> int:
+        """The limit that the GPU goes to if every message arrives: the newest grant's, or held."""
+        return self.alive[-1][1]
 
     @property
     def standing_mw(self) -> int:

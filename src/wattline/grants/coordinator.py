@@ -174,12 +174,12 @@ class Coordinator(Generic[Gpu]):
         self.ledger.advance(now_s)
         book = self.ledger.book
         wanted = [(watts, gpu) for gpu, watts in plan.items() if self._asks(gpu, watts, now_s)]
-        wanted.sort(key=lambda entry: entry[0] * 1000 > book(entry[1]).sure_mw)
+        wanted.sort(key=lambda entry: entry[0] * 1000 > book(entry[1]).leave_mw)
         answers = [self.grant(gpu, watts, now_s) for watts, gpu in wanted]
         return [answer for answer in answers if isinstance(answer, Refusal)]
 
     def _asks(self, gpu: Gpu, watts: float, now_s: float) -> bool:
-        """True if `gpu` has no leave for `watts`, nor declined just that a moment ago."""
+        """True if `gpu` has no leave for `watts`, and there is a point in asking for it now."""
         granted_w = self.ledger.granted_w(gpu)
         wanted_w = round(watts * 1000) / 1000
         if granted_w == wanted_w:
@@ -187,6 +187,8 @@ class Coordinator(Generic[Gpu]):
         newest = self.ledger.newest_grant(gpu)
         if granted_w is None or newest is None or newest.watts != wanted_w:
             return True
+        if newest.lowers_only:
+            return self.ledger.fits(gpu, watts)
         if now_s < self._retry_s.get(gpu, now_s):
             return False
         self._retry_s[gpu] = now_s + self._retry_declined_s

@@ -75,7 +75,7 @@ class Ledger(Bookings[Gpu]):
     def refusal(self, gpu: Gpu, watts: float) -> RefusalReason | None:
         """Say why `watts` may not be granted to `gpu` now.
 
-        Rules FREE_WATTS_ONLY and FIRST_KNOW_THEN_RAISE.
+        Rule FREE_WATTS_ONLY.
         """
         book = self._books[gpu]
         wanted_mw = milliwatts("watts", watts)
@@ -83,13 +83,19 @@ class Ledger(Bookings[Gpu]):
             return RefusalReason.OUT_OF_RANGE
         if book.incarnation is None:
             return RefusalReason.NOT_HEARD
-        if self._total_mw - book.booked_mw + wanted_mw <= self._allowance.usable_mw:
-            return None
-        # It does not fit. What is booked need not be what is enforced, so even within a booking it
-        # may be a raise that makes true what was only feared: nothing but a sure lowering is left.
-        if wanted_mw == book.min_mw or (book.proven and wanted_mw <= book.sure_mw):
-            return None
-        return RefusalReason.NO_FREE_WATTS if book.proven else RefusalReason.FIRST_KNOW
+        if wanted_mw > book.booked_mw and not self.fits(gpu, watts):
+            return RefusalReason.NO_FREE_WATTS
+        return None
+
+    def fits(self, gpu: Gpu, watts: float) -> bool:
+        """Return True when everything fits with `watts` booked for `gpu`.
+
+        What is booked need not be what is enforced. So while it does not fit, even a grant within a
+        booking could be a raise that makes true what was only feared: it must be one that
+        `lowers_only`.
+        """
+        others_mw = self._total_mw - self._books[gpu].booked_mw
+        return others_mw + milliwatts("watts", watts) <= self._allowance.usable_mw
 
     def grant(
         self,
@@ -102,8 +108,7 @@ class Ledger(Bookings[Gpu]):
         """Book `watts` for `gpu` and return the grant to send, or say why not.
 
         Lowering is always allowed and frees nothing yet. A raise needs free watts for the whole
-        difference to the present booking, and while more is booked than may be there are none, not
-        even within a booking.
+        difference to the present booking; while more is booked than may be, no grant raises.
         """
         self.advance(now_s)
         reason = self.refusal(gpu, watts)
@@ -112,6 +117,7 @@ class Ledger(Bookings[Gpu]):
             return Refusal(gpu, watts, reason or RefusalReason.NOT_HEARD, self.free_w)
         terms = terms or Terms()
         wanted_mw, before_mw = milliwatts("watts", watts), self._total_mw
+        lowers_only = not self.fits(gpu, watts)
         book.sent += 1
         book.add_alive(book.sent, wanted_mw)
         book.newest = Grant(
@@ -124,6 +130,7 @@ class Ledger(Bookings[Gpu]):
             lease_s=terms.lease_s,
             expiry_w=terms.expiry_w,
             budget_version=budget_version,
+            lowers_only=lowers_only,
         )
         self._rebook(gpu, book)
         if self._total_mw > before_mw and self._free_mw < 0:

@@ -25,6 +25,8 @@ class Grant(Generic[Gpu]):
     receipt, for which the node may act on it; receiving the same grant again renews it. expiry_w:
     where the node goes when the lease has ended; None: it stays where it is. budget_version: the
     budget that it was made under; a node that has seen a newer one obeys no raise of it.
+    lowers_only: more is booked than may be, so this one must not raise what is enforced, whatever
+    the coordinator believed that to be: the node holds no more than it did, and follows down.
     """
 
     gpu: Gpu
@@ -36,6 +38,7 @@ class Grant(Generic[Gpu]):
     lease_s: float
     expiry_w: float | None = None
     budget_version: int | None = None
+    lowers_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

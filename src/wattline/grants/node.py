@@ -78,7 +78,11 @@ class Node(Holdings[Gpu]):
         expiry = None if grant.expiry_w is None else milliwatts("grant: expiry_w", grant.expiry_w)
         if not state.min_mw <= wanted_mw <= state.max_mw:
             return Outcome.OUT_OF_RANGE
-        outcome = self._accepts_raise(grant) if wanted_mw > state.held_mw else Outcome.ACCEPTED
+        outcome = Outcome.ACCEPTED
+        if grant.lowers_only:
+            wanted_mw = min(wanted_mw, state.held_mw)
+        elif wanted_mw > state.held_mw:
+            outcome = self._accepts_raise(grant)
         self.epoch = grant.epoch
         self.see_budget(grant.budget_version)
         taken = outcome is Outcome.ACCEPTED
@@ -89,6 +93,7 @@ class Node(Holdings[Gpu]):
             sequence=grant.sequence,
             grant_sequence=grant.sequence,
             grant_mw=wanted_mw if taken else state.held_mw,
+            follows=grant.lowers_only,
             brake_mw=max(state.min_mw, brake_mw),
             lease_s=grant.lease_s,
             lease_end_s=now_s + grant.lease_s,
@@ -265,7 +270,7 @@ class Node(Holdings[Gpu]):
         """Take in a limit read at `now_s`, after every call that is over.
 
         What was only found is never written back (rule FOUND_IS_NOT_WRITTEN): before the first
-        grant, what is held falls with what is enforced.
+        grant, and after one that lowers only, what is held falls with what is enforced.
         """
         state = self._gpus[gpu]
         enforced_mw = milliwatts(f"enforced limit of {gpu}", enforced_w)
@@ -276,7 +281,7 @@ class Node(Holdings[Gpu]):
             stood = stood and (writing_mw == enforced_mw or now_s <= state.writing_since_s)
             writing_mw = None
         held_mw, attempted_mw = state.held_mw, state.attempted_mw
-        if state.grant_mw is None and enforced_mw < held_mw:
+        if state.follows and enforced_mw < held_mw:
             held_mw = attempted_mw = enforced_mw
         at_peace = enforced_mw == state.wanted_mw and now_s >= (
             state.next_repair_s + state.backoff_s

@@ -90,9 +90,10 @@ class GpuState:
 
     held_mw: the largest limit that the node may write by itself. enforced_mw: read back last, seen
     since since_s. sequence: the newest message acted on in this incarnation, under `epoch`.
-    grant_mw: of the grant in force, None before the first. writing_mw: the largest limit written by
-    a call that has not been seen to end by a reading (begun at writing_since_s); write_returned:
-    the call is over, only the reading is missing. attempted_mw: the limit that was written last.
+    grant_mw: of the grant in force, None before the first. follows: what is held falls with what is
+    enforced. writing_mw: the largest limit written by a call that has not been seen to end by a
+    reading (begun at writing_since_s); write_returned: the call is over, only the reading is
+    missing. attempted_mw: the limit that was written last.
     """
 
     min_mw: int
@@ -105,6 +106,7 @@ class GpuState:
     sequence: int = 0
     grant_sequence: int = 0
     grant_mw: int | None = None
+    follows: bool = True
     lease_s: float = FOREVER_S
     lease_end_s: float = FOREVER_S
     expiry_mw: int | None = None

@@ -27,7 +27,7 @@ Gpu = tuple[int, int]
 
 @dataclass
 class Register:
-    """One GPU's limit, what of it is our nodes' doing, and limits that its draw may still follow."""
+    """One GPU's limit, what of it our nodes did, and the limits that its draw may still follow."""
 
     enforced_w: float = START_W
     ours_w: float = START_W
@@ -109,6 +109,7 @@ class World:
         self.to_nodes: list[Message[Gpu]] = []
         self.reports: list[Report[Gpu]] = []
         self.coordinators: list[Coordinator[Gpu]] = []
+        self.told_w: dict[Gpu, float] = {}
         for site in self.sites:
             site.start(-60.0)
 
@@ -138,6 +139,7 @@ class World:
             booked_mw=log.booked_mw if with_log else None,
         )
         ledger.advance(self.now_s)
+        self.told_w.clear()
         if alone or not with_log:
             self.coordinators.clear()
         self.coordinators.append(self._coordinator_type(ledger, terms=self.terms))
@@ -218,6 +220,13 @@ class World:
         self.reports.append(report)
         return report
 
+    def tell(self, site: Site, gpu: Gpu) -> None:
+        """Report, and let the newest coordinator hear it at once."""
+        report = self.report(site, gpu)
+        if report is not None and self.newest.on_report(report, self.now_s):
+            self.told_w[gpu] = report.enforced_w
+            self.flush(self.newest)
+
     # Everything at once, without faults
 
     def exchange(self, plan: dict[Gpu, float], *, wait_s: float = 1.0) -> None:
@@ -252,6 +261,15 @@ class World:
         """What our nodes wrote never adds up to more than may be booked."""
         ours_w = sum(register.ours_w for register in self.registers.values())
         assert ours_w <= usable_w + 1e-9, f"our limits add up to {ours_w} W of {usable_w} W"
+
+    def check_what_was_told_is_booked(self) -> None:
+        """A limit that the coordinator has heard of stays booked for as long as it stands."""
+        for gpu, told_w in list(self.told_w.items()):
+            if self.registers[gpu].enforced_w != told_w:
+                del self.told_w[gpu]
+            else:
+                booked_w = self.newest.ledger.booked_w(gpu)
+                assert booked_w >= told_w, f"{gpu} is known at {told_w} W, booked {booked_w} W"
 
     def check_bookings_cover(self) -> None:
         """In peace: no GPU may draw, nor its node write, more than what is booked for it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from grants_world import MAX_W, Gpu, World
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from wattline.grants.answers import Terms
 from wattline.grants.coordinator import Coordinator
@@ -74,6 +74,10 @@ class Fleet(RuleBasedStateMachine):
             coordinator.on_report(self.world.reports[-1 - age], self.world.now_s)
             self.world.flush(coordinator)
 
+    @rule(gpu=gpus)
+    def tell(self, gpu: Gpu) -> None:
+        self.world.tell(self.world.sites[gpu[0]], gpu)
+
     @rule(gpu=gpus, limit_w=watts)
     def a_whole_exchange(self, gpu: Gpu, limit_w: float) -> None:
         self.world.exchange({gpu: limit_w}, wait_s=0.1)
@@ -121,6 +125,10 @@ class Fleet(RuleBasedStateMachine):
     def sums_agree(self) -> None:
         self.world.check_sums()
 
+    @invariant()
+    def what_was_told_is_booked(self) -> None:
+        self.world.check_what_was_told_is_booked()
+
 
 class PeacefulFleet(Fleet):
     """Nobody else touches registers or the budget: every promise holds without exception."""
@@ -144,8 +152,7 @@ class PeacefulFleet(Fleet):
 
     @invariant()
     def nothing_may_draw_more_than_is_booked(self) -> None:
-        if self.world.coordinators:
-            self.world.check_bookings_cover()
+        self.world.check_bookings_cover()
 
 
 class HostileFleet(Fleet):
@@ -164,16 +171,6 @@ class HostileFleet(Fleet):
         for register in site.registers.values():
             register.set(MAX_W, self.world.now_s)
 
-    @precondition(lambda self: bool(self.world.coordinators))
-    @rule(gpu=gpus)
-    def a_fresh_report_books_what_it_shows(self, gpu: Gpu) -> None:
-        report = self.world.report(self.world.sites[gpu[0]], gpu)
-        if report is not None:
-            self.world.newest.on_report(report, self.world.now_s)
-            self.world.flush(self.world.newest)
-            assert self.world.newest.ledger.booked_w(gpu) >= report.enforced_w
-
-    @precondition(lambda self: bool(self.world.coordinators))
     @rule(gpu=gpus)
     def attested_off(self, gpu: Gpu) -> None:
         site = self.world.sites[gpu[0]]
