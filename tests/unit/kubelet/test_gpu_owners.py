@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from wattline.drivers.gpu.device import GpuError, GpuFault
 from wattline.drivers.kubelet.devices import DRA_DRIVER, ClaimedGpus, GpuResolver
 from wattline.drivers.kubelet.wire import ClaimedDevice, PluginDevices, PodDevices, decode_list
 from wattline.drivers.pods import OwnerMethod, PodName, SourceError
@@ -106,6 +107,7 @@ def test_ids_of_device_plugins(resource: str, device: str, gpu: str) -> None:
         ("nvidia.com/gpu.shared", "nvidia0/vgpu1"),
         ("nvidia.com/mig-7g.80gb", OTHER_MIG),
         ("nvidia.com/a-name-of-its-own", OTHER_MIG),
+        ("nvidia.com/gpu", "1"),
     ],
 )
 def test_a_gpu_that_cannot_be_told_is_named_with_its_pod(resource: str, device: str) -> None:
@@ -118,12 +120,29 @@ def test_a_gpu_that_cannot_be_told_is_named_with_its_pod(resource: str, device: 
 
 @pytest.mark.parametrize(
     ("resource", "device"),
-    [("nvidia.com/hostdev", "0000:3b:00.2"), ("rdma/hca", f"{GPU}0"), ("amd.com/gpu", "x")],
+    [
+        ("nvidia.com/hostdev", "0000:3b:00.2"),
+        ("nvidia.com/rdma", "0"),
+        ("rdma/hca", f"{GPU}0"),
+        ("amd.com/gpu", "x"),
+    ],
 )
 def test_what_is_no_nvidia_gpu_is_passed_over(resource: str, device: str) -> None:
-    owners = GpuResolver().ownership([holding(resource, device)])
+    """Not even where its id is one that a GPU has, too."""
+    owners = GpuResolver(lambda: {"0": f"{GPU}0"}).ownership([holding(resource, device)])
     assert owners.pods == {}
     assert owners.unresolved == ()
+
+
+def test_parts_that_cannot_be_read_now_leave_other_gpus_told() -> None:
+    def fail() -> dict[str, str]:
+        raise GpuError(GpuFault.UNAVAILABLE, "the driver does not answer")
+
+    owners = GpuResolver(fail).ownership(
+        [holding("nvidia.com/gpu", f"{GPU}0"), holding("nvidia.com/gpu", MIG)]
+    )
+    assert owners.pods == {f"{GPU}0": frozenset({WEB})}
+    assert "the driver does not answer" in owners.unresolved[0]
 
 
 def test_claims_of_other_drivers_do_not_read_slices() -> None:

@@ -203,6 +203,11 @@ def test_a_missing_permission_is_not_taken_for_an_old_cluster() -> None:
     assert server.paths == ["v1"]
 
 
+def test_no_way_to_the_cluster_is_an_error_of_the_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="kubeconfig"):
+        ResourceSlices(lambda: connect(tmp_path / "none"), "n1")()
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from wattline.core.errors import InputError
 from wattline.drivers.kube.api import LIST_TIMEOUT_S, KubeApi, KubeError, KubeFault
 from wattline.drivers.kubelet.devices import DRA_DRIVER
 from wattline.drivers.kubelet.wire import ClaimedDevice
@@ -30,7 +31,10 @@ class ResourceSlices:
 
         Raises SourceError; as a KubeError with fault ABSENT where the cluster has no DRA.
         """
-        api = self._connect()
+        try:
+            api = self._connect()
+        except InputError as error:
+            raise SourceError(str(error)) from error
         try:
             return uuids_of(self._list(api).get("items"))
         finally:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from wattline.core.errors import WattlineError
 from wattline.drivers.kubelet.wire import ClaimedDevice, PodDevices
 from wattline.drivers.pods import OwnerMethod, Ownership, PodName, SourceError
 
@@ -73,8 +74,8 @@ class ClaimedGpus:
 class GpuResolver:
     """Turns a listing into owners of GPUs.
 
-    `parents` gives the GPU UUID for MIG UUIDs and for other ids that a plugin may use. Without
-    `claims`, DRA devices stay unresolved.
+    `parents` gives the GPU UUID for MIG UUIDs and for other ids that a plugin may use; it may raise
+    WattlineError. Without `claims`, DRA devices stay unresolved.
     """
 
     def __init__(
@@ -111,30 +112,33 @@ class GpuResolver:
         for devices in pod.plugin_devices:
             if not devices.resource.startswith("nvidia.com/"):
                 continue
+            is_gpu = _PLUGIN_GPU.fullmatch(devices.resource) is not None
             for device in devices.ids:
-                gpu = self._gpu(device.split("::", 1)[0])  # time slices and MPS: `<id>::<n>`
-                if gpu is not None:
-                    yield device, gpu
-                elif device.startswith("MIG-") or _PLUGIN_GPU.fullmatch(devices.resource):
-                    yield f"{devices.resource} {device}", SourceError(_NO_GPU_HERE)
+                if is_gpu or device.startswith(("GPU-", "MIG-")):
+                    whole = device.split("::", 1)[0]  # time slices and MPS: `<id>::<n>`
+                    yield f"{devices.resource} {device}", self._gpu(whole)
 
     def _claimed_gpus(self, pod: PodDevices) -> Iterator[tuple[str, str | SourceError]]:
         for device in pod.claimed_devices:
-            if device.driver != DRA_DRIVER:
-                continue
-            name = f"claimed device {device.pool}/{device.device}"
-            if self._claims is None:
-                yield name, SourceError("ResourceSlices are not read here")
-                continue
-            try:
-                gpu = self._gpu(self._claims.uuid(device))
-            except SourceError as error:
-                yield name, error
-            else:
-                yield name, SourceError(_NO_GPU_HERE) if gpu is None else gpu
+            if device.driver == DRA_DRIVER:
+                yield f"claimed device {device.pool}/{device.device}", self._claimed_gpu(device)
 
-    def _gpu(self, device: str) -> str | None:
+    def _claimed_gpu(self, device: ClaimedDevice) -> str | SourceError:
+        if self._claims is None:
+            return SourceError("ResourceSlices are not read here")
+        try:
+            return self._gpu(self._claims.uuid(device))
+        except SourceError as error:
+            return error
+
+    def _gpu(self, device: str) -> str | SourceError:
+        """UUID of the GPU that a device is or is a part of, or why it cannot be told."""
         if device.startswith("GPU-"):
             return device
         old_mig = _OLD_MIG.fullmatch(device)
-        return old_mig[1] if old_mig else self._parents().get(device)
+        if old_mig:
+            return old_mig[1]
+        try:
+            return self._parents().get(device) or SourceError(_NO_GPU_HERE)
+        except WattlineError as error:
+            return SourceError(str(error))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from wattline.drivers.gpu.device import GpuError
+from wattline.core.errors import WattlineError
 from wattline.drivers.kubelet.cgroups import read_pod_uid
 from wattline.drivers.pods import OwnerMethod, Ownership, SourceError
 
@@ -24,7 +24,8 @@ _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 class ProcessOwners:
     """NVML's processes and their cgroups as an `OwnerSource`.
 
-    `pids` gives the host's ids of the processes that compute on each GPU, by GPU UUID. `proc_root`
+    `pids` gives the host's ids of the processes that compute on each GPU, by GPU UUID; it may raise
+    WattlineError. `proc_root`
     is where the host's `/proc` is seen; None or `/proc`: `/host/proc` if it exists, else our own,
     which will do only with `hostPID`.
     """
@@ -42,7 +43,7 @@ class ProcessOwners:
         root = self._proc_root or host_proc_root()
         try:
             pids_by_gpu = self._pids()
-        except GpuError as error:
+        except WattlineError as error:
             raise SourceError(f"processes of the GPUs: {error}") from error
         pods: dict[str, frozenset[str]] = {}
         unresolved: list[str] = []
