@@ -33,6 +33,7 @@ CUT_BUDGET_W = 2700.0
 ORIGINAL_W = 650.0
 PERIOD_S = 5.0
 SETTLE_S = 2.0
+NOTICE_S = 3.0
 STEP_S = 0.1
 FRAME_S = 0.2
 _AGENT = (sys.executable, "-c", "from wattline.cli.main import main; main()", "agent", "run")
@@ -277,7 +278,7 @@ class Demo:
         self._title = f"the plan moves watts between two halves every {PERIOD_S:.0f} s"
         self._pump(10.0)
         self._cut()
-        self._pump(4.0)
+        self._pump(3.5)
         self._rival()
         self._brake()
         return self._end()
@@ -304,19 +305,26 @@ class Demo:
         self._observer.start()
         self._say(f"agent and coordinator are up, {self._enforced_w:.0f} W enforced: observed now")
 
+    def _until_used(self) -> None:
+        usable_w = self._budget_w - GUARD_W
+        self._pump_until(lambda: self._enforced_w > 0.95 * usable_w, 15.0, "a used budget")
+
     def _cut(self) -> None:
-        self._title = f"the budget is cut to {CUT_BUDGET_W:.0f} W, in force in 1 s"
-        self._say(f"CUT  budget {self._budget_w:.0f} W to {CUT_BUDGET_W:.0f} W, in force in 1 s")
+        self._until_used()
+        self._title = f"the budget is cut to {CUT_BUDGET_W:.0f} W, in force in {NOTICE_S:.0f} s"
+        self._say(
+            f"CUT  budget {self._budget_w:.0f} W to {CUT_BUDGET_W:.0f} W, "
+            f"in force in {NOTICE_S:.0f} s"
+        )
         start_s = time.monotonic()
-        self._set_budget(CUT_BUDGET_W, lead_s=1.0)
+        self._set_budget(CUT_BUDGET_W, lead_s=NOTICE_S)
         self._pump_until(lambda: self._enforced_w + GUARD_W <= CUT_BUDGET_W, 10.0, "the cut")
-        last_s = max(each.at_s for each in self._after(start_s))
-        self._say(f"     under the new budget {_ms(last_s - start_s)} after the announcement")
+        last_s = max((each.at_s for each in self._after(start_s)), default=start_s)
+        self._say(f"     limits are under it {_ms(last_s - start_s)} after the announcement")
 
     def _rival(self) -> None:
         uuid = self._uuids[3]
-        usable_w = self._budget_w - GUARD_W
-        self._pump_until(lambda: self._enforced_w > 0.95 * usable_w, 15.0, "a used budget")
+        self._until_used()
         self._title = "another writer raises GPU 3 to 700 W"
         start_s = time.monotonic()
         before_w = self._gpus.enforced_mw(uuid) / 1000
@@ -401,8 +409,8 @@ def verdict_lines(outcome: Outcome) -> list[str]:
     """What came of it, for people."""
     verdict = outcome.verdict
     lines = [
-        f"above the budget by us: {verdict.ours_watt_seconds:.1f} W·s "
-        f"(most enforced {verdict.most_enforced_w:.0f} W)",
+        f"limits above the budget by our doing: {verdict.ours_watt_seconds:.1f} W·s, "
+        f"of {verdict.changes} changes of limits",
     ]
     for each in verdict.exposures:
         lines.append(

@@ -79,7 +79,7 @@ class LiveView(View):
         lines = [
             f"{_BOLD}wattline demo-node{_RESET}  {frame.at_s:4.0f} s  {self._cut(frame.title, 26)}",
             "",
-            self._cut(f"{'GPU':>3}  {'granted':>9}  {'enforced':>9}  {'draw':>7}"),
+            self._cut(f"{'GPU':>3}  {'granted':>9}  {'enforced':>9}  {'draw':>7}  █ draw  ┃ limit"),
             *(self._row(row) for row in frame.rows),
             "",
             _coloured(self._cut(totals(frame)), "red" if over else "green"),
