@@ -51,9 +51,12 @@ class GrantedLimits:
             entry = self._actuator.entries.get(uuid)
             if entry is not None and entry.ours and not entry.releasing:
                 self._restore(entry)
-        if unknown and tuple(unknown) != self.unknown:
-            log.warning("grants for GPUs that are not on this node", extra={"gpus": unknown})
-        self.unknown = tuple(unknown)
+        elsewhere = [uuid for uuid in unknown if uuid not in self._actuator.entries]
+        if not self._actuator.entries:
+            elsewhere = []  # the GPUs have not been listed yet
+        if elsewhere and tuple(elsewhere) != self.unknown:
+            log.warning("grants for GPUs that are not on this node", extra={"gpus": elsewhere})
+        self.unknown = tuple(elsewhere)
 
     def _grant(self, message: GpuGrant, now_s: float) -> Outcome:
         actuator, grant = self._actuator, message.grant

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -323,7 +322,7 @@ class Turns:
             counters[LIST_FAILURES] = self.parts.pods.failures()
         scene = Scene(
             version=__version__,
-            made_s=time.monotonic(),
+            made_s=now_s,
             now_s=now_s,
             sources=self._ages(now_s),
             counters=counters,

@@ -150,6 +150,7 @@ def encode_grants(grants: GrantFile) -> bytes:
                 "lease_s": entry.grant.lease_s,
                 "expiry_w": entry.grant.expiry_w,
                 "budget_version": entry.grant.budget_version,
+                "lowers_only": entry.grant.lowers_only,
                 "clock_mhz": entry.clock_mhz,
             }
             for entry in grants.grants
@@ -243,6 +244,7 @@ def _decode_grant(entry: Fields, epoch: int, version: int | None) -> GpuGrant:
             budget_version=entry.count("budget_version")
             if entry.has("budget_version")
             else version,
+            lowers_only=entry.flag_or_none("lowers_only") or False,
         ),
         clock_mhz=clock_mhz,
     )

@@ -36,6 +36,7 @@ def a_grant(**changes: Any) -> Grant[str]:
         "lease_s": 30.0,
         "expiry_w": None,
         "budget_version": 17,
+        "lowers_only": True,
     }
     return Grant(**{**values, **changes})
 
