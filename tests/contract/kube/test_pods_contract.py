@@ -202,7 +202,7 @@ def test_hundreds_of_changes_are_seen_to_the_last(
     with watching(plane, proxy, node.node) as seen:
         seen.until_names()
         kept = []
-        for n in range(80):
+        for n in range(120):
             name = f"soak-{n}-{node.node}"
             node.create(name, {LIMIT_ANNOTATION: str(200 + n)}, gpus=1)
             if n % 2:
@@ -211,7 +211,7 @@ def test_hundreds_of_changes_are_seen_to_the_last(
                 node.delete(name)
             else:
                 kept.append((name, str(400 + n if n % 2 else 200 + n)))
-            if n == 40:
+            if n == 60:
                 proxy.drop()
         seen.until_names(*(name for name, _ in kept))
         wait_until(lambda: seen.limits() == dict(kept), "the newest annotations")

@@ -134,6 +134,12 @@ def test_what_is_no_nvidia_gpu_is_passed_over(resource: str, device: str) -> Non
     assert owners.unresolved == ()
 
 
+def test_what_is_named_stays_on_one_line() -> None:
+    pod = PodName("default", "we\nb")
+    [line] = GpuResolver().ownership([holding("nvidia.com/gpu", "x\x1b[2J", pod=pod)]).unresolved
+    assert line.startswith("nvidia.com/gpu x?[2J of default/we?b: ")
+
+
 def test_parts_that_cannot_be_read_now_leave_other_gpus_told() -> None:
     def fail() -> dict[str, str]:
         raise GpuError(GpuFault.UNAVAILABLE, "the driver does not answer")

@@ -99,7 +99,7 @@ class GpuResolver:
             for name, found in [*self._plugin_gpus(pod), *self._claimed_gpus(pod)]:
                 if isinstance(found, SourceError):
                     who = f"{pod.pod.namespace}/{pod.pod.name}"
-                    unresolved[f"{name} of {who}: {found}"] = None
+                    unresolved[_printable(f"{name} of {who}: {found}")] = None
                 else:
                     holders.setdefault(found, set()).add(pod.pod)
         return Ownership(
@@ -142,3 +142,7 @@ class GpuResolver:
             return self._parents().get(device) or SourceError(_NO_GPU_HERE)
         except WattlineError as error:
             return SourceError(str(error))
+
+
+def _printable(line: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

@@ -24,10 +24,9 @@ _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 class ProcessOwners:
     """NVML's processes and their cgroups as an `OwnerSource`.
 
-    `pids` gives the host's ids of the processes that compute on each GPU, by GPU UUID; it may raise
-    WattlineError. `proc_root`
-    is where the host's `/proc` is seen; None or `/proc`: `/host/proc` if it exists, else our own,
-    which will do only with `hostPID`.
+    pids: host's ids of the processes that compute on each GPU, by GPU UUID; may raise
+    WattlineError. proc_root: where the host's `/proc` is seen; None or `/proc`: `/host/proc` if
+    there is one, else our own, which will do only with `hostPID`.
     """
 
     def __init__(
