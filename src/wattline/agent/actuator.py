@@ -401,7 +401,7 @@ class Actuator:
             if not entry.known or target_w is None:
                 continue
             if not entry.ours:
-                entry.ours = True
+                entry.ours = entry.orphan = True
                 entry.record = replace(entry.record, original_w=self._found_w(entry))
             others = [watts for watts in entry.record.ours_w if watts != target_w]
             entry.record = replace(entry.record, ours_w=(target_w, *others)[:_OURS_KEPT])
@@ -431,6 +431,7 @@ class Actuator:
     def brake_entry(self, entry: GpuEntry) -> None:
         """Brake a GPU that has become known while the brake is on."""
         self.node.brake()
+        entry.orphan = entry.orphan or not entry.ours
         entry.ours = True
 
     # The journal

@@ -58,28 +58,25 @@ class AnnotatedLimits:
             limits=limits,
             safe_default_w=self._safe_default_w,
         )
-        if entry.orphan and decision.reason is not Reason.FROZEN:
+        held = self._actuator.node.operator_hold  # by a person, or while braked: no raise
+        pinned = entry.record.pinned_w is not None
+        if entry.orphan and not (held or pinned or decision.reason is Reason.FROZEN):
             decision = self._orphan(entry, decision)
         if decision.reason is Reason.KEPT and entry.releasing:
             return
-        is_new = decision != entry.decision
-        before = entry.decision
-        entry.decision = decision
-        if is_new:
+        before, entry.decision = entry.decision, decision
+        if decision != before:
             self._tell(entry, before, decision)
         if entry.record.let_go:
             return
-        held = self._actuator.node.operator_hold  # by a person, or while braked: no raise
         if decision.action is Action.ENFORCE and decision.watts is not None:
             if not held or decision.watts < self._actuator.node.held_w(entry.uuid):
                 self._enforce(entry, decision.watts)
-        elif held:
-            return
-        elif decision.action is Action.RELEASE and not entry.releasing:
+        elif decision.action is Action.RELEASE and not (held or pinned or entry.releasing):
             self.release(entry)
 
     def _orphan(self, entry: GpuEntry, decision: Decision) -> Decision:
-        """A limit of an earlier run, at the first look that tells who is on the GPU."""
+        """A limit that no pod is known to stand behind, at the first look that tells of pods."""
         entry.orphan = False
         kept = decision.reason is not Reason.KEPT
         result = "taken_up" if kept else "given_back"
@@ -144,7 +141,8 @@ class AnnotatedLimits:
         if self._actuator.node.operator_hold:
             return
         for entry in self._actuator.entries.values():
-            if entry.known and entry.ours and not entry.releasing:
+            pinned = entry.record.pinned_w is not None
+            if entry.known and entry.ours and not (entry.releasing or pinned):
                 self.release(entry)
 
     def reason(self, entry: GpuEntry) -> Reason:

@@ -30,7 +30,7 @@ class GpuEntry:
     known: its limit and range have been read, so the protocol's state has it. ours: its limit is
     ours to write and to repair. record: what the journal must say of it. sure: its newest call
     succeeded, so what is known may be reported. releasing: the original limit is being given back.
-    orphan: left over from an earlier run, and nobody has been seen on it yet.
+    orphan: ours by an earlier run, a brake or a pin, and no pod has been seen behind it yet.
     """
 
     uuid: str

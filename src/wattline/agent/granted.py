@@ -93,6 +93,8 @@ class GrantedLimits:
         original_w = entry.record.original_w
         if original_w is None:
             entry.remark = "its original limit is not known: it cannot be given back"
+        elif entry.record.pinned_w is not None:
+            entry.remark = "it is pinned by a person: it is not given back until they resume"
         elif not self._actuator.node.restore(entry.uuid, original_w):
             held_w = self._actuator.node.held_w(entry.uuid)
             entry.remark = f"its original {original_w:g} W is above the {held_w:g} W that it holds"

@@ -101,6 +101,7 @@ class Operator:
             return Answer(
                 False, f"give {low_w:g} W to {held_w:g} W: no more is held by {entry.uuid}"
             )
+        entry.orphan = entry.orphan or not entry.ours
         entry.ours, entry.releasing = True, False
         entry.record = replace(entry.record, pinned_w=command.watts, let_go=False)
         return Answer(True, f"{entry.uuid} stays at {command.watts:g} W until it is resumed")
