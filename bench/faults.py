@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ FAULTS_PER_CELL = 63
 
 def _work(settings: CellSettings, answers: Any) -> None:
     """In a process of its own: run one cell and send what came of it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cell ends its processes
     try:
         result = run_cell(settings, lambda done: answers.put((settings.seed, done, None)))
     except BaseException:
@@ -110,6 +112,8 @@ def run(options: argparse.Namespace, folder: Path) -> list[CellResult]:
                 continue
             done[seed] = count
             if result is not None:
+                for failure in result.failures:
+                    print(f"cell {seed}: {failure}", file=sys.stderr, flush=True)
                 results.append(result)
                 running.pop(seed).join()
             _progress(sum(done.values()), options.faults, results, time.monotonic() - start_s)

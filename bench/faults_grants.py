@@ -20,7 +20,7 @@ from wattline.drivers.trusted_files import replace_file
 
 def damaged_file(cell: Cell, node: CellNode) -> str | None:
     """Put something else in the place of the node's grants; the coordinator will replace it."""
-    if not node.grants.exists():
+    if not node.grants.is_file():  # reading a pipe that an earlier fault left would never end
         return None
     good = node.grants.read_bytes()
     other = next(each for each in cell.nodes if each is not node)
@@ -63,7 +63,7 @@ def _in_place(node: CellNode, content: bytes) -> None:
 
 def _or_nothing(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return path.read_bytes() if path.is_file() else b""
     except OSError:
         return b""
 
