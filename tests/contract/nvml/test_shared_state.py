@@ -158,8 +158,9 @@ def test_readers_need_no_lock(virtual_node: VirtualNode) -> None:
     """A writer that is stopped while it holds the lock must not blind an observer."""
     arguments = (str(virtual_node.gpus.library), str(virtual_node.gpus_file))
     with process(virtual_node, HOLDER, *arguments):
-        uuid = next(iter(virtual_node.gpus._slots))
+        uuid = virtual_node.gpus.uuids()[0]
         assert virtual_node.gpus.enforced_mw(uuid) == 700_000
+        assert virtual_node.gpus.state(0).enforced_w == 700.0
         assert virtual_node.gpus.changes(uuid)[0][-1].enforced_mw == 700_000
 
 

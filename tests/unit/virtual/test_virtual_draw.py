@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -25,11 +27,17 @@ def gpus(tmp_path: Path) -> Iterator[VirtualGpus]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def lasting_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualGpus]:
-    path = tmp_path_factory.mktemp("draw") / "gpus.state"
-    with VirtualGpus.create(path, ["h100"], settle_s=SETTLE_NS / 1e9) as made:
-        yield made
+@contextmanager
+def changed(changes: list[tuple[float, float]]) -> Iterator[VirtualGpus]:
+    """A GPU of its own with these limits and loads, written as fast as can be."""
+    with (
+        TemporaryDirectory() as folder,
+        VirtualGpus.create(Path(folder) / "gpus.state", ["h100"], settle_s=SETTLE_NS / 1e9) as gpus,
+    ):
+        for limit_w, load_w in changes:
+            gpus.write_limit(0, limit_w)
+            gpus.set_load(0, load_w)
+        yield gpus
 
 
 def after(gpus: VirtualGpus, seconds: float) -> GpuState:
@@ -44,40 +52,36 @@ def expected_w(log: list[Change], at_ns: int) -> float:
     return max(IDLE_W, min(load_w, HELD * obeyed[-1].enforced_mw / 1000))
 
 
-changes = st.lists(st.tuples(st.floats(200.0, 700.0), st.floats(0.0, 900.0)), max_size=5)
+changes = st.lists(st.tuples(st.floats(200.0, 700.0), st.floats(0.0, 900.0)), max_size=8)
 times = st.integers(0, 2 * SETTLE_NS)
 
 
 @given(changes=changes, later_ns=times)
 @settings(max_examples=60)
 def test_the_draw_obeys_the_register_of_a_settle_time_ago(
-    lasting_gpus: VirtualGpus, changes: list[tuple[float, float]], later_ns: int
+    changes: list[tuple[float, float]], later_ns: int
 ) -> None:
-    for limit_w, load_w in changes:
-        lasting_gpus.write_limit(0, limit_w)
-        lasting_gpus.set_load(0, load_w)
-    log, _ = lasting_gpus.changes(0)
-    at_ns = log[-1].time_ns + later_ns
-    found = lasting_gpus.state(0, at_ns=at_ns)
-    assert found.draw_w == pytest.approx(expected_w(log, at_ns), abs=1e-6)
+    with changed(changes) as gpus:
+        log, _ = gpus.changes(0)
+        at_ns = log[-1].time_ns + later_ns
+        found_w = gpus.state(0, at_ns=at_ns).draw_w
+    assert found_w == pytest.approx(expected_w(log, at_ns), abs=1e-6)
 
 
 @given(changes=changes, later_ns=times, span_ns=times)
 @settings(max_examples=60)
 def test_energy_is_the_integral_of_the_draw(
-    lasting_gpus: VirtualGpus, changes: list[tuple[float, float]], later_ns: int, span_ns: int
+    changes: list[tuple[float, float]], later_ns: int, span_ns: int
 ) -> None:
-    for limit_w, load_w in changes:
-        lasting_gpus.write_limit(0, limit_w)
-        lasting_gpus.set_load(0, load_w)
-    log, _ = lasting_gpus.changes(0)
-    start_ns = log[-1].time_ns + later_ns
-    end_ns = start_ns + span_ns
+    with changed(changes) as gpus:
+        log, _ = gpus.changes(0)
+        start_ns = log[-1].time_ns + later_ns
+        end_ns = start_ns + span_ns
+        found_j = [gpus.state(0, at_ns=at_ns).energy_j for at_ns in (start_ns, end_ns)]
     steps = [change.time_ns + SETTLE_NS for change in log]
     cuts = sorted({start_ns, end_ns, *(step for step in steps if start_ns < step < end_ns)})
     want_j = sum(expected_w(log, a) * (b - a) / 1e9 for a, b in pairwise(cuts))
-    before = lasting_gpus.state(0, at_ns=start_ns).energy_j
-    assert lasting_gpus.state(0, at_ns=end_ns).energy_j - before == pytest.approx(want_j, abs=1e-6)
+    assert found_j[1] - found_j[0] == pytest.approx(want_j, abs=1e-6)
 
 
 def test_lowering_and_raising_are_both_late(gpus: VirtualGpus) -> None:

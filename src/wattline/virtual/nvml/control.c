@@ -313,13 +313,15 @@ typedef struct {
     uint32_t clients[WV_CLIENTS]; /* process ids; 0: none */
 } wv_overview;
 
+/* A writer that was stopped with the lock must not blind who looks: dead clients wait, then. */
 WV_API int wv_read_node(wv_context *context, wv_overview *view)
 {
     wv_map *map = context->map;
-    int error = wv_lock(map);
-    if (error)
+    int error = wv_lock_within(map, 100000000);
+    if (error && error != ETIMEDOUT)
         return error;
-    wv_sweep_clients(map, wv_now());
+    if (!error)
+        wv_sweep_clients(map, wv_now());
     view->count = map->count;
     memcpy(view->order, map->order, sizeof view->order);
     for (int slot = 0; slot < WV_GPUS; slot++) {
@@ -328,7 +330,8 @@ WV_API int wv_read_node(wv_context *context, wv_overview *view)
     }
     for (int i = 0; i < WV_CLIENTS; i++)
         view->clients[i] = map->clients[i].used ? map->clients[i].pid : 0;
-    wv_unlock(map);
+    if (!error)
+        wv_unlock(map);
     return 0;
 }
 
@@ -381,10 +384,9 @@ WV_API uint32_t wv_read_log(wv_context *context, int slot, uint64_t after, wv_en
     wv_rival_due(context->map, gpu, wv_now());
     uint64_t newest = atomic_load_explicit(&gpu->newest, memory_order_acquire);
     uint64_t first = after + 1;
-    const uint64_t kept = WV_RING - 64; /* a distance to the writer while entries are copied */
-    if (newest >= kept && first < newest - kept + 1) {
-        *lost = newest - kept + 1 - first;
-        first = newest - kept + 1;
+    if (newest >= WV_KEPT && first < newest - WV_KEPT + 1) {
+        *lost = newest - WV_KEPT + 1 - first;
+        first = newest - WV_KEPT + 1;
     }
     uint32_t count = 0;
     for (uint64_t seq = first; seq <= newest && count < room; seq++)

@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LOCK_WAIT_S 10
+#define LOCK_WAIT_NS 10000000000ll
 #define AVERAGE_NS 1000000000ll /* NVML averages power over a second on Hopper and Blackwell */
 
 /* How imperfectly a limiter holds its mean, as the simulator's plant has it: the mean of a GPU at
@@ -61,17 +61,24 @@ void wv_close_context(wv_context *context)
 }
 
 /* 0, or an errno. A holder that died leaves nothing half done: entries are published whole. */
-int wv_lock(wv_map *map)
+int wv_lock_within(wv_map *map, int64_t wait_ns)
 {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += LOCK_WAIT_S;
-    int error = pthread_mutex_timedlock(&map->lock, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    int64_t end_ns = until.tv_nsec + wait_ns;
+    until.tv_sec += end_ns / 1000000000;
+    until.tv_nsec = end_ns % 1000000000;
+    int error = pthread_mutex_clocklock(&map->lock, CLOCK_MONOTONIC, &until);
     if (error == EOWNERDEAD) {
         pthread_mutex_consistent(&map->lock);
         return 0;
     }
     return error;
+}
+
+int wv_lock(wv_map *map)
+{
+    return wv_lock_within(map, LOCK_WAIT_NS);
 }
 
 void wv_unlock(wv_map *map)
@@ -126,14 +133,14 @@ static void add_stretch(const wv_spec *spec, wv_entry *entry, double demand, int
 
 /* The same GPU later: what the chip obeys, the energy and the held-back time are carried on. The
  * chip obeys each change of the register when the settle time has passed since, in both directions.
- * Of more than half a ring of changes within the settle time, the oldest are passed over. */
+ * Of more than WV_KEPT changes within the settle time, the oldest are passed over. */
 wv_entry wv_advance(wv_gpu *gpu, const wv_entry *from, int64_t now_ns)
 {
     const wv_spec *spec = &gpu->spec;
     wv_entry entry = *from;
     double demand = demand_mw(spec, from);
     uint64_t first = from->seq;
-    for (int back = 0; back < WV_RING / 2 && first > 1; back++) {
+    for (int back = 0; back < WV_KEPT && first > 1; back++) {
         if (gpu->ring[(first - 1) % WV_RING].t_ns + spec->settle_ns <= from->t_ns)
             break;
         first--;
@@ -196,7 +203,7 @@ static double average_mw(wv_gpu *gpu, const wv_entry *now)
     wv_entry past = *now;
     uint64_t seq = now->seq;
     int64_t target = now->t_ns - AVERAGE_NS;
-    for (int back = 0; back < WV_RING / 2; back++) {
+    for (int back = 0; back < WV_KEPT; back++) {
         past = gpu->ring[seq % WV_RING];
         if (past.t_ns <= target || past.seq <= 1 || past.cause == WV_RELOAD ||
             past.cause == WV_UNLOAD)

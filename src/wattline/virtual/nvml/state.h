@@ -18,6 +18,7 @@
 #define WV_VERSION 1u
 #define WV_GPUS 32
 #define WV_RING 1024
+#define WV_KEPT 960 /* entries that may be read: a distance to the writer while they are copied */
 #define WV_CLIENTS 128
 #define WV_PROCESSES 16
 #define WV_MIGS 8
@@ -192,6 +193,7 @@ int64_t wv_now(void);
 int wv_open_context(wv_context *context, const char *path);
 void wv_close_context(wv_context *context);
 int wv_lock(wv_map *map);
+int wv_lock_within(wv_map *map, int64_t wait_ns);
 void wv_unlock(wv_map *map);
 wv_entry wv_newest(wv_gpu *gpu);
 wv_entry wv_advance(wv_gpu *gpu, const wv_entry *from, int64_t now_ns);
