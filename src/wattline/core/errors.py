@@ -8,6 +8,17 @@ WattlineError
 
 from __future__ import annotations
 
+import reprlib
+
+_MOST_SHOWN = 120
+
+# Containers are cut while they are written out: a few hundred bytes of YAML whose aliases hold
+# aliases would otherwise fill the memory.
+_CONTAINERS = reprlib.Repr()
+_CONTAINERS.maxlevel = 4
+_CONTAINERS.maxstring = _CONTAINERS.maxother = _CONTAINERS.maxlong = _MOST_SHOWN
+_CONTAINERS.maxdict = _CONTAINERS.maxlist = _CONTAINERS.maxtuple = 20
+
 
 class WattlineError(Exception):
     """Base of every error that Wattline raises on purpose; its text is one line with a remedy."""
@@ -21,10 +32,7 @@ class InputError(WattlineError):
     exit_code = 2
 
     def __init__(self, where: str, found: object, remedy: str) -> None:
-        shown = repr(found)
-        if len(shown) > 120:
-            shown = shown[:117] + "..."
-        super().__init__(f"{where}: {shown}: {remedy}")
+        super().__init__(f"{where}: {_shown(found)}: {remedy}")
         self.where = where
         self.found = found
         self.remedy = remedy
@@ -36,3 +44,9 @@ class InfeasibleError(WattlineError):
 
 class SafetyError(WattlineError):
     """The booking invariant would be broken: a bug in Wattline, never a user's mistake."""
+
+
+def _shown(found: object) -> str:
+    """What was found, on one line of bounded length."""
+    text = repr(found) if isinstance(found, str) else _CONTAINERS.repr(found)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
