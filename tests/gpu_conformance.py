@@ -63,7 +63,10 @@ FAULTS = (GpuFault.LOST, GpuFault.UNKNOWN, GpuFault.UNAVAILABLE, GpuFault.NO_PER
 class Rig(Protocol):
     """Four GPUs that accept 200 to 700 W, with their driver."""
 
-    driver: GpuDriver
+    @property
+    def driver(self) -> GpuDriver:
+        """The driver under test."""
+
     step_w: float
     """Limits are kept to a multiple of this; 0: exactly."""
     clock_ceilings: bool

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 
 from gpu_conformance import *  # noqa: F403 - the checks themselves
+from gpu_histories import HISTORIES, Step, check_history
 from wattline.drivers.gpu.device import GpuError, GpuFault
 from wattline.drivers.gpu.nvml import NvmlDevice, NvmlDriver
 from wattline.virtual.gpus import Group, NvmlCode, VirtualProcess
@@ -19,6 +22,9 @@ CODES = {
     GpuFault.NO_PERMISSION: NvmlCode.NO_PERMISSION,
     GpuFault.UNKNOWN: NvmlCode.UNKNOWN,
     GpuFault.UNAVAILABLE: NvmlCode.TIMEOUT,
+    GpuFault.NOT_SUPPORTED: NvmlCode.NOT_SUPPORTED,
+    GpuFault.OUT_OF_RANGE: NvmlCode.INVALID_ARGUMENT,
+    GpuFault.STALE_HANDLE: NvmlCode.UNINITIALIZED,
 }
 
 
@@ -77,6 +83,22 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualRig]
         made = VirtualRig(node)
         yield made
         made.driver.close()
+
+
+@settings(max_examples=40)
+@given(steps=HISTORIES)
+def test_a_write_lands_where_it_was_meant_or_nowhere(steps: list[Step]) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        VirtualNode(Path(folder), ("h100",) * 4, settle_s=0.0) as node,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv(GPUS_VARIABLE, str(node.gpus_file))
+        made = VirtualRig(node)
+        try:
+            check_history(made, steps)
+        finally:
+            made.driver.close()
 
 
 def test_limits_are_written_by_the_second_setter_and_enforced_by_two_sources(

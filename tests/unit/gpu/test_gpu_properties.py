@@ -1,21 +1,15 @@
-"""Whatever happens to a node, a write lands on the GPU that was meant, inside its range, or not."""
+"""Random histories on the simulated driver and on NVML and DCGM over stand-ins."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 from fake_nvml import Release
 from gpu_rigs import DcgmRig, NvmlRig, SimulatedRig
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from wattline.drivers.gpu.device import GpuDevice, GpuError, GpuFault
-
-GPUS = 4
+from gpu_histories import HISTORIES, Step, check_history
 
 RIGS: dict[str, Callable[[], SimulatedRig]] = {
     "simulated": SimulatedRig,
@@ -25,96 +19,11 @@ RIGS: dict[str, Callable[[], SimulatedRig]] = {
 }
 
 
-@dataclass(frozen=True)
-class Write:
-    gpu: int
-    watts: float
-
-
-@dataclass(frozen=True)
-class Rival:
-    gpu: int
-    watts: float
-
-
-@dataclass(frozen=True)
-class Reorder:
-    order: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Fault:
-    gpu: int
-    fault: GpuFault | None
-
-
-@dataclass(frozen=True)
-class Enumerate:
-    pass
-
-
-@dataclass(frozen=True)
-class Reload:
-    pass
-
-
-PLACES = st.integers(0, GPUS - 1)
-WATTS = st.one_of(
-    st.floats(150.0, 750.0),
-    st.sampled_from([200.0, 199.9999, 700.0, 700.0001, 0.0, -1.0, 1e18]),
-    st.floats(allow_nan=True, allow_infinity=True),
-)
-STEPS = st.one_of(
-    st.builds(Write, PLACES, WATTS),
-    st.builds(Write, PLACES, st.floats(200.0, 700.0)),
-    st.builds(Rival, PLACES, st.integers(200, 700).map(float)),
-    st.builds(Reorder, st.permutations(range(GPUS)).map(tuple)),
-    st.builds(Fault, PLACES, st.sampled_from([None, *GpuFault])),
-    st.just(Enumerate()),
-    st.just(Reload()),
-)
-
-
 @pytest.mark.parametrize("name", list(RIGS))
 @settings(max_examples=60)
-@given(steps=st.lists(STEPS, max_size=25))
-def test_a_write_lands_where_it_was_meant_or_nowhere(
-    name: str, steps: list[Write | Rival | Reorder | Fault | Enumerate | Reload]
-) -> None:
+@given(steps=HISTORIES)
+def test_a_write_lands_where_it_was_meant_or_nowhere(name: str, steps: list[Step]) -> None:
     rig = RIGS[name]()
-    devices = {gpu.identity.uuid: gpu for gpu in rig.driver.enumerate()}
-    uuids = list(devices)
-    expected = dict.fromkeys(uuids, 700.0)
-    for step in steps:
-        match step:
-            case Write(gpu, watts):
-                written = attempt(rig, devices[uuids[gpu]], watts)
-                if written is not None:
-                    expected[uuids[gpu]] = written
-            case Rival(gpu, watts):
-                rig.rival(uuids[gpu], watts)
-                expected[uuids[gpu]] = watts
-            case Reorder(order):
-                rig.reorder([uuids[place] for place in order])
-            case Fault(gpu, fault):
-                rig.fail(uuids[gpu], fault)
-            case Reload():
-                rig.reload()
-                expected = dict.fromkeys(uuids, 700.0)
-            case Enumerate():
-                with contextlib.suppress(GpuError):
-                    devices |= {gpu.identity.uuid: gpu for gpu in rig.driver.enumerate()}
-        for uuid in uuids:
-            assert rig.enforced_w(uuid) == pytest.approx(expected[uuid], abs=1e-9)
-            assert all(200.0 <= watts <= 700.0 for watts in rig.node.gpu(uuid).writes)
-
-
-def attempt(rig: SimulatedRig, device: GpuDevice, watts: float) -> float | None:
-    """Write; the limit that must now hold, None when the driver refused."""
-    try:
-        device.write_limit(watts)
-    except GpuError:
-        return None
-    if not rig.step_w:
-        return watts
-    return math.floor(watts / rig.step_w + 1e-6) * rig.step_w
+    check_history(rig, steps)
+    for gpu in rig.node.gpus:
+        assert all(200.0 <= watts <= 700.0 for watts in gpu.writes)
