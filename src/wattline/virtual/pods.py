@@ -2,7 +2,8 @@
 
 Both are JSON files that are replaced atomically, so several processes may change and read them:
 `pods.json` has the pods as an agent without a cluster reads them, `kubelet.json` what the kubelet
-stand-in answers from. A pod may be in one and not yet, or no more, in the other.
+stand-in answers from. A pod may be in one and not yet, or no more, in the other. What is wrong with
+the stand-in is in a small file of its own, which it looks at often.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,21 @@ class KubeletFault:
 
 
 class NodePods:
-    """The two files of a virtual node's pods."""
+    """The files of a virtual node's pods."""
 
     def __init__(self, pods_file: Path, kubelet_file: Path) -> None:
         self.pods_file = pods_file
         self.kubelet_file = kubelet_file
+        self._fault_file = kubelet_file.with_suffix(".fault.json")
 
     def create(self) -> None:
-        """Make both files, without pods, where they are missing."""
+        """Make the files, without pods, where they are missing."""
         if not self.pods_file.exists():
             _replace(self.pods_file, {"pods": []})
         if not self.kubelet_file.exists():
-            _replace(self.kubelet_file, {"pods": [], "fault": asdict(KubeletFault())})
+            _replace(self.kubelet_file, {"pods": []})
+        if not self._fault_file.exists():
+            _replace(self._fault_file, asdict(KubeletFault()))
 
     def add(self, pod: VirtualPod) -> None:
         """The pod is bound to the node, then the kubelet gives it its devices."""
@@ -126,25 +130,25 @@ class NodePods:
 
     def fault(self) -> KubeletFault:
         """What is wrong with the kubelet now."""
-        return KubeletFault(**_read(self.kubelet_file)["fault"])
+        return KubeletFault(**_read(self._fault_file))
 
     def take_fault(self) -> KubeletFault:
         """What is wrong with this answer of the kubelet; counts it."""
         fault = self.fault()
-        if fault.count is None or fault == KubeletFault():
+        if fault.count is None:
             return fault
-        with self._changing(self.kubelet_file) as document:
-            fault = KubeletFault(**document["fault"])
-            left = (fault.count or 1) - 1
-            document["fault"]["count"] = left
-            if left <= 0:
-                document["fault"] = asdict(KubeletFault())
+        with self._changing(self._fault_file) as document:
+            fault = KubeletFault(**document)
+            if fault.count is not None:
+                left = fault.count - 1
+                after = replace(fault, count=left) if left > 0 else KubeletFault()
+                document.update(asdict(after))
         return fault
 
     def set_fault(self, fault: KubeletFault) -> None:
         """Make something wrong with the kubelet; `KubeletFault()` mends it."""
-        with self._changing(self.kubelet_file) as document:
-            document["fault"] = asdict(fault)
+        with self._changing(self._fault_file) as document:
+            document.update(asdict(fault))
 
     @staticmethod
     @contextmanager
