@@ -25,7 +25,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import wattline.grants.coordinator as _c
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.grant_files import (
     GpuGrant,
@@ -46,8 +45,6 @@ from wattline.grants.messages import Adopt, Grant, Message
 from wattline.grants.records import Opened, read_log
 from wattline.virtual.plan import targets_w
 
-
-_c.RETRY_DECLINED_S = 0.0  # TEMPORARY
 TICK_S = 0.03
 STATUS_S = 0.2
 SILENT_S = 3.0
