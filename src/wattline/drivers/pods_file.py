@@ -67,7 +67,7 @@ class PodsFile:
     def stop(self) -> None:
         """End the thread."""
         self._stop.set()
-        if self._thread is not None:
+        if self._thread not in (None, threading.current_thread()):
             self._thread.join(timeout=2.0)
 
     def pods(self) -> Sequence[Pod]:

@@ -294,6 +294,20 @@ def test_a_bug_in_the_listener_does_not_end_the_watch() -> None:
         source.stop()
 
 
+def test_the_listener_may_stop_the_source() -> None:
+    server = Server()
+    server.lists = [listed(7, pod("a", 5))]
+    client = httpx2.Client(transport=httpx2.MockTransport(server), base_url="https://server")
+    source = KubePods(KubeApi(client, "https://server"), "n1", lambda: source.stop())
+    source.start()
+    deadline = time.monotonic() + 20.0
+    while not client.is_closed:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert source.failures() == 0
+    assert server.watched == []
+
+
 def test_lines_end_at_newlines_only(rig: Rig) -> None:
     """U+0085 and U+2028 end a line for Python's splitlines, and may stand in an annotation."""
     rig.server.lists = [listed(7)]

@@ -99,7 +99,7 @@ class KubePods:
         watch = self._open_watch
         if watch is not None:
             watch.interrupt()
-        if self._thread is not None:
+        if self._thread not in (None, threading.current_thread()):
             self._thread.join(timeout=2.0)
 
     def pods(self) -> Sequence[Pod]:
@@ -131,7 +131,8 @@ class KubePods:
             try:
                 if self._version is None:
                     self._list()
-                self._watch(self._version)
+                else:
+                    self._watch(self._version)
             except SourceError as error:
                 self._failed(error)
             except Exception as error:  # a bug must not end the watch for good: said and retried
@@ -167,11 +168,11 @@ class KubePods:
         self._publish()
         self._heard()
 
-    def _watch(self, version: str | None) -> None:
+    def _watch(self, version: str) -> None:
         seconds = int(self._random.uniform(*self._renew_s))
         params = {
             **self._params(),
-            "resourceVersion": str(version),
+            "resourceVersion": version,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(seconds),
         }
