@@ -5,11 +5,14 @@ A test module asks for them with `pytest_plugins = ("virtual_fixtures",)`.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
+import pynvml
 import pytest
 
+from wattline.virtual.build import LIBRARY
 from wattline.virtual.node import GPUS_VARIABLE, VirtualNode
 
 
@@ -26,5 +29,13 @@ def local_node(virtual_node: VirtualNode, monkeypatch: pytest.MonkeyPatch) -> Vi
 
     The control has loaded the library, so the binding finds it by its soname.
     """
+    refuse_real_nvml()
     monkeypatch.setenv(GPUS_VARIABLE, str(virtual_node.gpus_file))
     return virtual_node
+
+
+def refuse_real_nvml() -> None:
+    """Fail where this process would reach real GPUs: tests write limits."""
+    for found in (ctypes.CDLL(LIBRARY), pynvml.nvmlLib):
+        if found is not None and not hasattr(found, "wv_create"):
+            pytest.fail("this process has loaded the NVML of a real driver")
