@@ -64,11 +64,7 @@ def wrong_with(text: str) -> str | None:
         return f"more than one line: {text[:200]!r}"
     if len(text) > LONGEST_LINE:
         return f"a line of {len(text)} characters"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return f"cannot be written as UTF-8: {text[:200]!r}"
-    return None
+    return None if text.isprintable() else f"characters that do not print: {text[:200]!r}"
 
 
 def feed(target: Target, data: bytes, result: Result) -> None:

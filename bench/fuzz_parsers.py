@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fuzz_samples import (
     COMMAND_DOCUMENTS,
     ENV_VALUES,
     GPUS,
+    LOG_LINES,
     NODE,
     OWNERS_DOCUMENTS,
     POD_OBJECTS,
@@ -42,6 +44,8 @@ from wattline.agent.settings import ENV_PREFIX, SETTINGS, load_settings
 from wattline.agent.takeover import read_state
 from wattline.drivers.gpu.device import LimitRange
 from wattline.drivers.grant_files import GrantFile, decode_grants, decode_report
+from wattline.drivers.grant_log import FencedError, GrantLog
+from wattline.drivers.grant_records import decode_records
 from wattline.drivers.kube.pod_object import pod_of
 from wattline.drivers.kube.slices import uuids_of
 from wattline.drivers.kubelet.cgroups import pod_uid, read_pod_uid
@@ -121,6 +125,15 @@ def signed_journal(mutator: Mutator) -> bytes:
     return json.dumps(head).encode() + b"\n" + mutated + b"\n"
 
 
+def signed_log(mutator: Mutator) -> bytes:
+    """A coordinator's log of three lines, of which one is wrong under a checksum that is right."""
+    lines = [json.dumps(line).encode() for line in LOG_LINES]
+    place = mutator.draw.randrange(len(lines))
+    lines[place] = mutator.some_json([LOG_LINES[place]]).replace(b"\n", b" ")
+    signed = b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines)
+    return signed if mutator.draw.random() < 0.8 else mutator.some_bytes([signed])
+
+
 def feed_commands(data: bytes) -> Sequence[str]:
     command = decode_command(list(COMMANDS)[len(data) % len(COMMANDS)], data)
     return [str(value) for value in (command.by, getattr(command, "why", ""))]
@@ -196,6 +209,18 @@ def targets(folder: Path) -> list[Target]:
         _, warnings, _ = load_settings(path, env, {})
         return warnings
 
+    def feed_log(data: bytes) -> Sequence[str]:
+        path = files.put("grants.log", data)
+        try:
+            log = GrantLog(path)
+        except FencedError as error:
+            raise AssertionError("the log before this one was not let go") from error
+        try:
+            decode_records(log.replay.records, str(path))
+        finally:
+            log.close()
+        return ()
+
     def parsed(data: bytes) -> Any:
         # The client library has decoded the object before we see it: what is no JSON never comes.
         try:
@@ -235,6 +260,7 @@ def targets(folder: Path) -> list[Target]:
             lambda data: silent(decode_journal(data)),
         ),
         Target("journal on disk", signed_journal, feed_journal_file),
+        Target("coordinator's log", signed_log, feed_log),
         Target("PodResources", lambda mutator: mutator.some_bytes(listings), feed_listing),
         Target(
             "cgroup text",

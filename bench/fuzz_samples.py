@@ -13,8 +13,11 @@ from wattline.drivers.grant_files import (
     encode_grants,
     encode_report,
 )
+from wattline.drivers.grant_log import FORMAT
+from wattline.drivers.grant_records import encode_record
 from wattline.drivers.pods import LIMIT_ANNOTATION
 from wattline.grants.messages import Adopt, Grant, Report
+from wattline.grants.records import Compacted, Granted, Opened
 
 NODE = "node-1"
 GPUS = tuple(f"GPU-00000000-0000-4000-8000-{place:012d}" for place in range(4))
@@ -86,6 +89,14 @@ def journal_samples() -> list[bytes]:
     return [encode_journal(state) for state in states]
 
 
+LOG_LINES: list[dict[str, object]] = [
+    {"format": FORMAT, "epoch": 3, "records": [encode_record(record)]}
+    for record in (
+        Opened(3),
+        Granted(3, GPUS[0], 123, 12, 400_000, 500_000),
+        Compacted(3, ((GPUS[0], 400_000), (GPUS[1], 700_000))),
+    )
+]
 PODS_DOCUMENTS: list[object] = [
     {
         "pods": [
@@ -164,6 +175,15 @@ SETTINGS_TEXTS = (
     b"node: !!python/object/apply:os.system [id]\n",
     b"a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nnode: *b\n",
     b"- node\n- mode\n",
+    b"node: n\nmode: annotations\nsafe_default_w: 0x" + b"f" * 5000 + b"\npods: file:x\n",
+    b"? 0x" + b"f" * 5000 + b"\n: 1\n",
+    # Aliases of aliases: 400 bytes that stand for 43 million texts.
+    b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    + b"".join(
+        b"a%d: &a%d [%s]\n" % (level, level, b", ".join([b"*a%d" % (level - 1)] * 9))
+        for level in range(1, 8)
+    )
+    + b"node: *a7\n",
     b"? [node]\n: 1\n",
 )
 ANNOTATIONS = ("400", " 480\n", "+300", "0400", "not-a-number", "", "480.0", "1e3", "-5", "0")
