@@ -280,9 +280,9 @@ class Coordinator(Generic[Gpu]):
                 f"epoch {self.fenced_by}",
                 "another coordinator is in charge: ask that one",
             )
+        self._log_lowered()
         self.ledger.release(gpu, now_s)
         self._unanswered.pop(gpu, None)
-        self._log_lowered()
         self._logged_mw[gpu] = 0
         self._records.append(Released(self.epoch, gpu, by, why))
 

@@ -92,8 +92,11 @@ def read_log(records: Iterable[Record[Gpu]]) -> LogState[Gpu]:
 
 
 def may_append(newest_epoch: int, record: Record[Gpu]) -> bool:
-    """Rule EPOCH_FENCES: a newer epoch is opened once; anything else is of the newest epoch."""
-    if isinstance(record, Opened):
+    """Rule EPOCH_FENCES: a newer epoch is opened once; anything else is of the newest epoch.
+
+    A compacted log begins with what it was compacted to.
+    """
+    if isinstance(record, Opened) or (isinstance(record, Compacted) and newest_epoch == 0):
         return record.epoch > newest_epoch
     return record.epoch == newest_epoch
 
