@@ -51,12 +51,14 @@ class Row:
 class Sources:
     """What is to be tried; each is called inside its own check, so that a failure is a finding.
 
-    pods: None: this configuration needs none.
+    pods: None: this configuration needs none. claims: reads this node's ResourceSlices and gives
+    the number of GPUs and instances in them; None where the cluster has no such kind.
     """
 
     driver: Callable[[], GpuDriver]
     owners: Callable[[], OwnerSource]
     pods: Callable[[], PodSource] | None
+    claims: Callable[[], int | None] | None
 
 
 def check(settings: AgentSettings, sources: Sources) -> list[Row]:
@@ -81,6 +83,8 @@ def check(settings: AgentSettings, sources: Sources) -> list[Row]:
     if sources.pods is not None:
         found, pods = _pods(settings, sources.pods)
         rows.append(found)
+    if sources.claims is not None:
+        rows.append(_claims(sources.claims))
     rows += _rival(settings, pods)
     rows += _clock()
     return rows
@@ -275,6 +279,18 @@ def _pods(settings: AgentSettings, make: Callable[[], PodSource]) -> tuple[Row, 
     annotated = sum(pod.limit is not None for pod in pods)
     found = f"{len(pods)} on {settings.node}, {annotated} annotated"
     return Row(Level.OK, about, f"{settings.pod_source}: {found}"), pods
+
+
+def _claims(read: Callable[[], int | None]) -> Row:
+    about = "claimed devices"
+    try:
+        devices = read()
+    except WattlineError as error:
+        remedy = "apply deploy/agent/rbac.yaml; matters only for GPUs held through DRA claims"
+        return Row(Level.WARN, about, str(error), remedy)
+    if devices is None:
+        return Row(Level.OK, about, "this cluster has no ResourceSlices")
+    return Row(Level.OK, about, f"{devices} in this node's ResourceSlices")
 
 
 def _rival(settings: AgentSettings, pods: Sequence[Pod]) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from wattline.agent.snapshot import Mode
 from wattline.core.errors import WattlineError
 from wattline.drivers.gpu.device import GpuDevice, GpuDriver, GpuError
 from wattline.drivers.gpu.open import open_driver
-from wattline.drivers.kube.api import connect
+from wattline.drivers.kube.api import KubeError, KubeFault, connect
 from wattline.drivers.kube.pods import KubePods
 from wattline.drivers.kube.slices import ResourceSlices
 from wattline.drivers.kubelet.devices import ClaimedGpus, GpuResolver
@@ -139,10 +139,19 @@ def sources_to_check(settings: AgentSettings) -> Sources:
         assert source is not None
         return source
 
+    def claims() -> int | None:
+        try:
+            return len(ResourceSlices(lambda: connect(settings.kubeconfig), settings.node)())
+        except KubeError as error:
+            if error.fault is KubeFault.ABSENT:
+                return None
+            raise
+
     return Sources(
         driver=lambda: open_gpus(settings),
         owners=lambda: open_owners(settings),
         pods=None if settings.pod_source == "none" else pods,
+        claims=claims if settings.pod_source == "kube" else None,
     )
 
 

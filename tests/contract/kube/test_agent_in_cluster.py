@@ -131,22 +131,25 @@ def test_dynamos_pod_on_the_node_is_refused(
     assert "--take-over" in last
 
 
-def _check(folder: Path, node: str, kubeconfig: Path) -> tuple[int, Any]:
+def _check(folder: Path, node: str, kubeconfig: Path) -> tuple[int, Any, Any]:
+    """Exit code, and the rows about pods and about claimed devices."""
     _owners(folder, {})
     command = [*WATTLINE, "agent", "check", *_options(folder, node, kubeconfig), "--output=json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-    (row,) = [row for row in json.loads(done.stdout) if row["about"] == "pods"]
-    return done.returncode, row
+    rows = {row["about"]: row for row in json.loads(done.stdout)}
+    return done.returncode, rows["pods"], rows["claimed devices"]
 
 
 def test_check_tells_whether_the_permissions_are_there(
     plane: ControlPlane, proxy: TcpProxy, node: NodePods, tmp_path: Path
 ) -> None:
     node.create("worker", {ANNOTATION: "450"})
-    code, row = _check(tmp_path, node.node, plane.kubeconfig(proxy.port, AGENT_TOKEN))
-    assert (code, row["level"]) == (0, "ok")
-    assert "1 on" in row["found"]
-    code, row = _check(tmp_path, node.node, plane.kubeconfig(proxy.port, STRANGER_TOKEN))
-    assert (code, row["level"]) == (1, "fail")
-    assert "permission" in row["found"]
-    assert "rbac.yaml" in row["remedy"]
+    code, pods, claims = _check(tmp_path, node.node, plane.kubeconfig(proxy.port, AGENT_TOKEN))
+    assert (code, pods["level"], claims["level"]) == (0, "ok", "ok")
+    assert "1 on" in pods["found"]
+    assert "0 in this node" in claims["found"]
+    code, pods, claims = _check(tmp_path, node.node, plane.kubeconfig(proxy.port, STRANGER_TOKEN))
+    assert (code, pods["level"], claims["level"]) == (1, "fail", "warn")
+    for row in (pods, claims):
+        assert "permission" in row["found"]
+        assert "rbac.yaml" in row["remedy"]

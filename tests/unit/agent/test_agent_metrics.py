@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import time
@@ -11,6 +12,7 @@ import pytest
 from face_fixtures import gpu, snapshot
 from prometheus_client.parser import text_string_to_metric_families
 
+import wattline.agent
 from wattline.agent.metric_catalogue import (
     CATALOGUE,
     DYNAMO_COUNTERS,
@@ -53,6 +55,31 @@ def test_names_follow_the_conventions() -> None:
             assert metric.name.removesuffix("_total").endswith(f"_{metric.unit}")
         assert metric.unit in ("", "watts", "joules", "seconds", "hertz")
         assert metric.text.endswith(".")
+
+
+def _counted() -> list[tuple[str, frozenset[str]]]:
+    """Name and labels of every counter that the agent's code counts by a literal name."""
+    found = []
+    for path in sorted((Path(wattline.agent.__file__).parent).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = node.args[0]
+            if called in ("add", "counter_key") and isinstance(name, ast.Constant):
+                labels = frozenset(keyword.arg or "" for keyword in node.keywords)
+                found.append((str(name.value), labels))
+    return found
+
+
+def test_everything_that_the_code_counts_is_in_the_catalogue() -> None:
+    labels = {metric.name: frozenset(metric.labels) for metric in CATALOGUE}
+    counted = _counted()
+    assert len(counted) >= 10
+    for name, found in counted:
+        assert labels[name] == found
+    own = {metric.name for metric in LOOP}
+    assert own <= {name for name, _ in counted}
 
 
 def test_every_series_is_in_the_catalogue_with_its_labels() -> None:

@@ -74,6 +74,7 @@ class Place:
             )
         )
         self.pods: Pods | None = None
+        self.claims: Callable[[], int | None] | None = None
         self.driver: Callable[[], SimulatedDriver] = lambda: SimulatedDriver(self.node)
         (folder / "state").mkdir(mode=0o700)
         (folder / "proc").mkdir()
@@ -98,6 +99,7 @@ class Place:
             driver=self.driver,
             owners=lambda: self.owners,
             pods=None if pods is None else lambda: pods,
+            claims=self.claims,
         )
         return check(AgentSettings(**{**self.values, **changes}), sources)
 
@@ -269,6 +271,18 @@ def test_pods_are_waited_for_and_the_watch_is_ended(
     assert (row.level, row.found) == (Level.FAIL, "403: pods is forbidden")
     assert "rbac.yaml" in row.remedy
     assert place.pods.calls == ["start", "stop"]
+
+
+def test_claimed_devices(place: Place) -> None:
+    def refused() -> int:
+        raise SourceError("resourceslices: a permission is missing")
+
+    place.claims = lambda: 8
+    assert place.one("claimed devices").found == "8 in this node's ResourceSlices"
+    place.claims = lambda: None
+    assert place.one("claimed devices").level is Level.OK
+    place.claims = refused
+    assert place.one("claimed devices").level is Level.WARN
 
 
 def test_a_rival(place: Place) -> None:
