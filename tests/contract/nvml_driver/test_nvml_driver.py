@@ -13,6 +13,7 @@ from hypothesis import given, settings
 
 from gpu_conformance import *  # noqa: F403 - the checks themselves
 from gpu_histories import HISTORIES, Step, check_history
+from virtual_fixtures import refuse_real_nvml
 from wattline.drivers.gpu.device import GpuError, GpuFault
 from wattline.drivers.gpu.nvml import NvmlDevice, NvmlDriver
 from wattline.virtual.gpus import Group, NvmlCode, VirtualProcess
@@ -35,6 +36,7 @@ class VirtualRig:
     clock_ceilings = True
 
     def __init__(self, node: VirtualNode) -> None:
+        refuse_real_nvml()
         self.gpus = node.gpus
         self.driver = NvmlDriver()
 
