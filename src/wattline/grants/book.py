@@ -87,10 +87,9 @@ class Book(Generic[Gpu]):
         return max(self.alive[0][1], self.enforced_mw or 0)
 
     @property
-    def target_mw(self) -> int:
-        """The larger of what stands and the levels that still settle: what is booked."""
-        settling_mw = self.settling[0][1] if self.settling else 0
-        return max(self.standing_mw, settling_mw)
+    def settling_mw(self) -> int:
+        """The largest level that the draw may still follow."""
+        return self.settling[0][1] if self.settling else 0
 
     def add_alive(self, sequence: int, mw: int) -> None:
         """Append what may be held from now on, dropping the earlier entries that it covers."""
@@ -158,10 +157,11 @@ class Book(Generic[Gpu]):
         )
 
 
-def new_book(where: str, limits: GpuLimits, booked_mw: int | None) -> Book[Gpu]:
+def new_book(where: str, limits: GpuLimits, booked_mw: int | None, sent: int) -> Book[Gpu]:
     """Return the book of a GPU of which nothing is known but a bound, or not even that.
 
-    `booked_mw` None: it is booked at its largest limit. Raises InputError for limits that are none.
+    `booked_mw` None: it is booked at its largest limit. `sent`: the newest sequence used for it in
+    this epoch. Raises InputError for limits that are none.
     """
     min_mw, max_mw = milliwatts(where, limits.min_w), milliwatts(where, limits.max_w)
     if min_mw > max_mw:
@@ -177,7 +177,9 @@ def new_book(where: str, limits: GpuLimits, booked_mw: int | None) -> Book[Gpu]:
         settle_s=limits.settle_s,
         node=limits.node,
         booked_mw=level_mw,
-        alive=[(0, level_mw)],
+        alive=[(sent, level_mw)],
         settling=[],
+        addressed_from=sent + 1,
+        sent=sent,
         ours_mw=booked_mw,
     )

@@ -24,6 +24,8 @@ class Bookings(Generic[Gpu]):
         self._total_mw = 0
         self._outside: dict[Gpu, tuple[Cause, int]] = {}
         self._fallen: dict[Gpu, None] = {}
+        # Sequences of removed GPUs, never to be used again in this epoch
+        self._retired: dict[Gpu, int] = {}
         # (time, count, GPU): levels that settle, and silences that end what is known
         self._due: list[tuple[float, int, Gpu]] = []
         self._silences: list[tuple[float, int, Gpu]] = []
@@ -127,6 +129,10 @@ class Bookings(Generic[Gpu]):
             rises_mw[book.node] = rises_mw.get(book.node, 0) + rise_mw
         return sum(sorted(rises_mw.values(), reverse=True)[:nodes]) / 1000
 
+    def _booking_mw(self, book: Book[Gpu]) -> int:
+        """Rules VERIFY_BEFORE_FREE and SETTLE_BEFORE_FREE: what is booked for one GPU."""
+        return max(book.standing_mw, book.settling_mw)
+
     def take_fallen(self) -> tuple[Gpu, ...]:
         """Return the GPUs whose booking has fallen since the last call."""
         fallen = tuple(self._fallen)
@@ -140,6 +146,7 @@ class Bookings(Generic[Gpu]):
         other._allowance = self._allowance.copy()
         other._due, other._silences = list(self._due), list(self._silences)
         other._outside, other._fallen = dict(self._outside), dict(self._fallen)
+        other._retired = dict(self._retired)
         return other
 
     def freeze(self) -> Hashable:
@@ -148,12 +155,13 @@ class Bookings(Generic[Gpu]):
             self._epoch,
             self._allowance.freeze(),
             tuple([(gpu, book.freeze(self._now_s)) for gpu, book in self._books.items()]),
+            tuple(self._retired.items()),
         )
 
     def check(self) -> None:
         """Recompute every sum from scratch; SafetyError if the running ones differ. O(GPUs)."""
         for gpu, book in self._books.items():
-            if book.booked_mw != book.target_mw:
+            if book.booked_mw != self._booking_mw(book):
                 raise SafetyError(f"booking of GPU {gpu} is {book.booked_mw} mW: a bug, stop")
         total_mw = sum(book.booked_mw for book in self._books.values())
         if total_mw != self._total_mw:

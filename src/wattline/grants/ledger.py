@@ -250,7 +250,9 @@ class Ledger(Bookings[Gpu]):
         """A GPU that is to be booked from now on, at its largest limit unless a bound is known."""
         if gpu in self._books:
             raise InputError(f"GPU {gpu}", gpu, "each GPU can be added once")
-        book: Book[Gpu] = new_book(f"limits of GPU {gpu}", limits, booked_mw)
+        book: Book[Gpu] = new_book(
+            f"limits of GPU {gpu}", limits, booked_mw, self._retired.pop(gpu, 0)
+        )
         self._books[gpu] = book
         self._total_mw += book.booked_mw
         self._outside[gpu] = (Cause.UNKNOWN, book.booked_mw)
@@ -277,6 +279,8 @@ class Ledger(Bookings[Gpu]):
         book = self._books[gpu]
         if book.booked_mw:
             raise InputError(f"GPU {gpu}", self.booked_w(gpu), "release it first: it is booked")
+        self._retired[gpu] = book.sent
+        self._outside.pop(gpu, None)
         del self._books[gpu]
 
     # Time
@@ -333,7 +337,7 @@ class Ledger(Bookings[Gpu]):
             self._push(self._due, deadline_s, gpu)
 
     def _rebook(self, gpu: Gpu, book: Book[Gpu]) -> None:
-        booked_mw = book.target_mw
+        booked_mw = self._booking_mw(book)
         if booked_mw < book.booked_mw:
             self._fallen[gpu] = None
         self._total_mw += booked_mw - book.booked_mw

@@ -333,8 +333,21 @@ def test_gpus_come_and_go_at_run_time() -> None:
         ledger.remove(0)
     ledger.release(0, now_s=0.0)
     ledger.remove(0)
-    assert ledger.gpus == (1, 2)
+    assert list(ledger.gpus) == [1, 2]
     ledger.check()
+
+
+def test_a_gpu_that_comes_back_gets_no_sequence_twice() -> None:
+    ledger = known_ledger(budget_w=2000.0)
+    last = granted(ledger.grant(0, 600.0, now_s=0.0))
+    ledger.release(0, now_s=0.0)
+    ledger.remove(0)
+    ledger.add(0, LIMITS)
+    ledger.on_report(acted(last, 9), now_s=1.0)
+    assert ledger.booked_w(0) == 700.0
+    adopt = ledger.adopt(0)
+    assert adopt is not None
+    assert adopt.sequence > last.sequence
 
 
 # 6 booked as found, 7 and 9 budget and exposure
