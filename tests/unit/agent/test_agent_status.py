@@ -37,17 +37,6 @@ def test_a_node_in_peace_has_its_line_and_one_per_gpu() -> None:
     assert empty == ""
     columns = "gpu uuid product enforced wanted held range draw why pods"
     assert " ".join(head.split()) == columns
-        "gpu",
-        "uuid",
-        "product",
-        "enforced",
-        "wanted",
-        "held",
-        "range",
-        "draw",
-        "why",
-        "pods",
-    ]
     assert first.split()[:3] == ["0", "GPU-0", "H200"]
     assert first.endswith("granted  team/worker-0")
     assert second.endswith("-")
