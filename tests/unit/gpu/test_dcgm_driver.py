@@ -11,7 +11,7 @@ from gpu_rigs import FOUR_H100, DcgmRig
 from wattline.core.errors import InputError
 from wattline.drivers.gpu.dcgm import DcgmDevice, DcgmDriver
 from wattline.drivers.gpu.dcgm_binding import INT32_BLANK, field_number
-from wattline.drivers.gpu.device import GpuError, GpuFault
+from wattline.drivers.gpu.device import GpuDriver, GpuError, GpuFault
 from wattline.drivers.gpu.simulated import SimulatedNode
 
 
@@ -160,6 +160,17 @@ def test_processes_come_from_nvml_or_are_said_to_be_missing(rig: DcgmRig) -> Non
     with pytest.raises(GpuError) as caught:
         alone.enumerate()[0].processes()
     assert caught.value.fault is GpuFault.NOT_SUPPORTED
+
+
+def test_a_missing_nvml_binding_costs_the_processes_only(rig: DcgmRig) -> None:
+    def missing() -> GpuDriver:
+        raise InputError("GPU driver nvml", "no module", "install it")
+
+    gpu = DcgmDriver("localhost", binding=fake_binding(rig.engine), readings=missing).enumerate()[0]
+    with pytest.raises(GpuError, match="install it"):
+        gpu.processes()
+    gpu.write_limit(400.0)
+    assert gpu.enforced_w() == 400.0
 
 
 @pytest.mark.parametrize(
