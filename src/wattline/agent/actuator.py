@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from wattline.agent.brake import Braked, BrakeSwitch
+from wattline.agent.clocks import ClockCeiling
 from wattline.agent.device_calls import Order, Readings, Written
-from wattline.agent.gpus import UNKNOWN_CLOCK, GpuEntry, Tally, Write
+from wattline.agent.gpus import GpuEntry, Tally, Write
 from wattline.agent.journal import GpuRecord, Journal, JournalError, JournalState
 from wattline.agent.lanes import BRAKE_SERIAL, Lane
 from wattline.agent.metric_catalogue import APPLY_FAILURES, counter_key
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 
 _OURS_KEPT = 3
 """Limits asked for last that count as ours: the newest, one under way, one before."""
-_CLOCK_RECHECK_S = 10.0
-_CLOCK_TOLERANCE_MHZ = 30
 
 
 class Actuator:
@@ -91,13 +90,12 @@ class Actuator:
         if entry is None:
             record = self._records.get(uuid, GpuRecord())
             entry = GpuEntry(uuid, device.identity, lane(device), record)
-            entry.clock_wanted = entry.clock_set = record.clock_mhz
+            entry.clock = ClockCeiling.journalled(record.clock_mhz)
             self.entries[uuid] = entry
         else:
             entry.identity = device.identity
             entry.lane.replace_device(device)
-            if entry.clock_set is not None:
-                entry.clock_set = UNKNOWN_CLOCK
+            entry.clock.doubt()
         entry.present = True
         return entry
 
@@ -119,7 +117,7 @@ class Actuator:
         if limits is not None:
             self.node.set_range(entry.uuid, limits.min_w, limits.max_w)
         self._on_enforced(entry, readings.enforced_w, readings.read_s)
-        self._check_clock(entry, readings)
+        entry.clock.look(readings.sm_clock_mhz, readings.read_s)
 
     def _fault(self, entry: GpuEntry, readings: Readings) -> None:
         error = readings.error
@@ -187,19 +185,10 @@ class Actuator:
         entry.record = replace(entry.record, ours_w=(), held_w=None, lease_s=None, expiry_w=None)
         log.info("original limit given back", extra={"gpu": entry.uuid, "audit": True})
 
-    def _check_clock(self, entry: GpuEntry, readings: Readings) -> None:
-        """A clock above our ceiling shows that somebody took it away: set it again, not often."""
-        ceiling, clock = entry.clock_set, readings.sm_clock_mhz
-        if ceiling is None or clock is None or clock <= ceiling + _CLOCK_TOLERANCE_MHZ:
-            return
-        if readings.read_s >= entry.clock_looked_s + _CLOCK_RECHECK_S:
-            entry.clock_looked_s = readings.read_s
-            entry.clock_set = UNKNOWN_CLOCK
-
     def release(self, entry: GpuEntry) -> None:
         """The state wants the original limit now; once it is enforced the GPU is not ours."""
         entry.releasing = True
-        entry.clock_wanted = None
+        entry.clock.wanted = None
         enforced_w = None if entry.readings is None else entry.readings.enforced_w
         untouched = entry.readings is not None and entry.readings.requested_w in (None, enforced_w)
         if entry.write is None and untouched and enforced_w == self.node.wanted_w(entry.uuid):
@@ -227,7 +216,9 @@ class Actuator:
         if not (entry.known and entry.present):
             return None
         watts = self._watts_due(entry, now_s) if entry.ours else None
-        clock_mhz, reset = self._clock_due(entry)
+        clock_mhz, reset = None, False
+        if self.settings.clock_ceilings and not self.is_braked(entry):
+            clock_mhz, reset = entry.clock.due()
         if watts is None and clock_mhz is None and not reset:
             return None
         if watts is None and entry.write is not None:
@@ -240,6 +231,10 @@ class Actuator:
             clock_mhz=clock_mhz,
             reset_clocks=reset,
         )
+
+    def is_braked(self, entry: GpuEntry) -> bool:
+        """While braked, only the limit counts."""
+        return self.node.state(entry.uuid).braked
 
     def _watts_due(self, entry: GpuEntry, now_s: float) -> float | None:
         wanted_w = self.node.wanted_w(entry.uuid)
@@ -260,19 +255,6 @@ class Actuator:
     def _is_repair(self, entry: GpuEntry) -> bool:
         state = self.node.state(entry.uuid)
         return state.attempted_mw == state.wanted_mw
-
-    def _clock_due(self, entry: GpuEntry) -> tuple[int | None, bool]:
-        """The ceiling to set, or whether to take ours away."""
-        wanted = entry.clock_wanted if self.settings.clock_ceilings else None
-        if wanted == entry.clock_set or wanted == entry.clock_sent or self.node_is_braked(entry):
-            return None, False
-        if wanted is None:
-            return None, entry.clock_failed != 0
-        return (None if wanted == entry.clock_failed else wanted), False
-
-    def node_is_braked(self, entry: GpuEntry) -> bool:
-        """While braked, only the limit counts."""
-        return self.node.state(entry.uuid).braked
 
     def _record_before(self, entry: GpuEntry, order: Order) -> GpuRecord:
         """What the journal must say before the order may be carried out."""
@@ -318,10 +300,8 @@ class Actuator:
                 )
             self.node.begin_write(entry.uuid, order.watts, now_s)
             entry.write = Write(order.serial, order.watts)
-        if order.clock_mhz is not None:
-            entry.clock_sent = order.clock_mhz
-        elif order.reset_clocks:
-            entry.clock_sent = None
+        if order.clock_mhz is not None or order.reset_clocks:
+            entry.clock.sent = order.clock_mhz
         entry.lane.order(order)
 
     def on_written(self, written: Written) -> None:
@@ -377,17 +357,11 @@ class Actuator:
         clock_mhz, error = written.order.clock_mhz, written.clock_error
         result = "ok" if error is None else "failed"
         self.tally.add(counter_key("wattline_agent_clock_writes_total", result=result))
-        entry.clock_sent = entry.clock_set
-        if error is None:
-            entry.clock_set = entry.clock_sent = clock_mhz
-            entry.clock_failed = entry.clock_error = None
-            if clock_mhz is None:
-                entry.record = replace(entry.record, clock_mhz=None)
-            return
-        # Not tried again until another ceiling is wanted: where clocks cannot be set, they cannot.
-        entry.clock_failed = clock_mhz or 0
-        entry.clock_error = str(error)
-        log.warning("clock ceiling not set", extra={"gpu": entry.uuid, "why": str(error)})
+        entry.clock.answered(clock_mhz, None if error is None else str(error))
+        if error is not None:
+            log.warning("clock ceiling not set", extra={"gpu": entry.uuid, "why": str(error)})
+        elif clock_mhz is None:
+            entry.record = replace(entry.record, clock_mhz=None)
 
     # The brake
 
@@ -406,7 +380,7 @@ class Actuator:
             others = [watts for watts in entry.record.ours_w if watts != target_w]
             entry.record = replace(entry.record, ours_w=(target_w, *others)[:_OURS_KEPT])
             entry.releasing = False
-            entry.clock_sent = entry.clock_set
+            entry.clock.recall()
             entry.write = Write(BRAKE_SERIAL, target_w)
             self.node.begin_write(entry.uuid, target_w, now_s)
         early, self._early_brakes = self._early_brakes, []

@@ -6,13 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from wattline.agent.annotated import Decision
+from wattline.agent.clocks import ClockCeiling
 from wattline.agent.device_calls import Facts, Readings
 from wattline.agent.journal import GpuRecord
 from wattline.agent.lanes import Lane
 from wattline.drivers.gpu.device import GpuIdentity
-
-UNKNOWN_CLOCK = -1
-"""A ceiling that we set may or may not be in force: the clocks cannot be asked."""
 
 
 @dataclass(slots=True)
@@ -49,12 +47,7 @@ class GpuEntry:
     write_error: str | None = None
     write: Write | None = None
     brakes_done: int = 0
-    clock_wanted: int | None = None
-    clock_set: int | None = None
-    clock_sent: int | None = None
-    clock_failed: int | None = None
-    clock_error: str | None = None
-    clock_looked_s: float = 0.0
+    clock: ClockCeiling = field(default_factory=ClockCeiling)
     decision: Decision | None = None
     owners: tuple[str, ...] = ()
     remark: str | None = None

@@ -83,7 +83,7 @@ class GrantedLimits:
                     "sequence": grant.sequence,
                 },
             )
-        entry.clock_wanted = message.clock_mhz
+        entry.clock.wanted = message.clock_mhz
         return outcome
 
     def _is_restored(self, entry: GpuEntry) -> bool:

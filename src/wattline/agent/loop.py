@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _GIVE_BACK_S = 20.0
 """For giving limits back on the way out; what is left over is an orphan for the next start."""
+_GONE_S = 3.0
+"""The same for a GPU that does not answer."""
 _ANSWER_S = 5.0
 _JOIN_S = 1.0
 
@@ -199,11 +201,12 @@ class Agent:
         actuator, drop_in = turns.parts.actuator, turns.parts.drop_in
         if drop_in is not None:
             drop_in.release_all()
-            deadline_s = self._clock() + _GIVE_BACK_S
-            while self._clock() < deadline_s and any(
-                entry.releasing for entry in actuator.entries.values()
+            began_s = self._clock()
+            while (now_s := self._clock()) < began_s + _GIVE_BACK_S and any(
+                entry.releasing and (entry.sure or now_s < began_s + _GONE_S)
+                for entry in actuator.entries.values()
             ):
-                turns.turn(until_s=deadline_s)
+                turns.turn(until_s=began_s + _GIVE_BACK_S)
         actuator.pump()
         turns.take_picture()
 

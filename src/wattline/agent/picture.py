@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from wattline.agent.actuator import Actuator
-from wattline.agent.gpus import UNKNOWN_CLOCK, GpuEntry
+from wattline.agent.gpus import GpuEntry
 from wattline.agent.snapshot import AgentSnapshot, GpuView, Mode, Reason
 from wattline.drivers.gpu.device import LimitRange
 from wattline.drivers.grant_files import GpuFacts, GpuReport, NodeReport, encode_report
@@ -57,7 +57,7 @@ def take_picture(actuator: Actuator, scene: Scene) -> AgentSnapshot:
         gpus=views,
         epoch=node.epoch if settings.mode is Mode.GRANTS and node.epoch else None,
         budget_version=node.budget_version,
-        braked=any(actuator.node_is_braked(entry) for entry in ordered if entry.known),
+        braked=any(actuator.is_braked(entry) for entry in ordered if entry.known),
         operator_hold=actuator.operator_hold,
         owner_method=scene.owner_method,
         journal=journal_words(actuator),
@@ -96,7 +96,6 @@ def _view(actuator: Actuator, entry: GpuEntry, scene: Scene) -> GpuView:
     if state is not None and entry.ours and entry.write_error is None:
         rival = node.rival_w(uuid)
     granted = None if state is None or state.grant_mw is None else state.grant_mw / 1000
-    ceiling = entry.clock_set
     return GpuView(
         uuid=uuid,
         index=entry.identity.index,
@@ -120,7 +119,7 @@ def _view(actuator: Actuator, entry: GpuEntry, scene: Scene) -> GpuView:
         draw_w=None if readings is None else readings.draw_w,
         energy_j=None if readings is None else readings.energy_j,
         sm_clock_mhz=None if readings is None else readings.sm_clock_mhz,
-        clock_ceiling_mhz=None if ceiling == UNKNOWN_CLOCK else ceiling,
+        clock_ceiling_mhz=entry.clock.known,
         throttle_reasons=frozenset() if readings is None else readings.throttle_reasons,
         persistence=None if facts is None else facts.persistence,
         mig=None if facts is None else facts.mig,
@@ -143,8 +142,8 @@ def _notes(entry: GpuEntry, rival: float | None) -> tuple[str, ...]:
     asked_w = None if readings is None else readings.requested_w
     if rival is not None and asked_w is not None and asked_w > rival:
         notes.append(f"held at {rival:g} W out of band: {asked_w:g} W is asked for")
-    if entry.clock_error is not None:
-        notes.append(f"clock ceiling not set: {entry.clock_error}")
+    if entry.clock.error is not None:
+        notes.append(f"clock ceiling not set: {entry.clock.error}")
     if entry.releasing:
         notes.append("its original limit is being given back")
     if entry.decision is not None and entry.decision.note is not None:

@@ -331,13 +331,13 @@ class Turns:
             reasons={entry.uuid: reason_of(entry) for entry in self._actuator.entries.values()},
         )
         snapshot = take_picture(self._actuator, scene)
-        self.snapshot = snapshot
         path = self._settings.state_dir / "report.json"
         try:
             # Atomic but not flushed: after a crash a new incarnation speaks anyway.
             replace_file(path, snapshot.report, durable=False, mode=0o644)
         except OSError as error:
             log.error("report not written", extra={"why": error.strerror or str(error)})
+        self.snapshot = snapshot
 
     def _ages(self, now_s: float) -> dict[str, float | None]:
         ages: dict[str, float | None] = {}
