@@ -52,6 +52,8 @@ def proxy(plane: ControlPlane) -> Iterator[TcpProxy]:
 
 
 @pytest.fixture
-def node(plane: ControlPlane) -> NodePods:
-    """A node of the test's own."""
-    return NodePods(plane, f"node-{uuid.uuid4().hex[:8]}")
+def node(plane: ControlPlane) -> Iterator[NodePods]:
+    """A node of the test's own, whose pods go with it."""
+    node = NodePods(plane, f"node-{uuid.uuid4().hex[:8]}")
+    yield node
+    node.clear()

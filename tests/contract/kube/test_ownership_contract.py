@@ -120,7 +120,7 @@ def test_a_name_that_is_used_again_is_told_apart(rig: Rig) -> None:
     rig.api.delete(name)
     new = rig.api.create(name, gpus=1)["metadata"]["uid"]
     # The kubelet still lists the old pod under the name, and has not acknowledged the new one.
-    wait_until(lambda: rig.pods.pods()[0].uid == new, "the new pod")
+    wait_until(lambda: [pod.uid for pod in rig.pods.pods()] == [new], "the new pod")
     wait_until(lambda: bool(rig.seen[-1].pods) and bool(rig.owners()), "a listing after it")
     assert new not in rig.owners()
     rig.api.set_status(name, startTime="2026-01-01T00:00:00Z")

@@ -160,11 +160,13 @@ class KubePods:
         if self._list_from is not None:
             params |= {"resourceVersion": self._list_from, "resourceVersionMatch": "NotOlderThan"}
         answer = self._api.get(self._path, params)
+        version = _version_of(answer)
         items = answer.get("items") or []
+        if not isinstance(items, list):
+            raise SourceError(f"{self._path}: items are {type(items).__name__}: not a list")
         pods = [pod_of(item) for item in items]
         self._by_name = {PodName(pod.namespace, pod.name): pod for pod in pods}
-        self._version = _version_of(answer)
-        self._list_from = self._version
+        self._version = self._list_from = version
         self._publish()
         self._heard()
 
