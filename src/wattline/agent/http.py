@@ -33,12 +33,15 @@ from wattline.core.errors import InputError, WattlineError
 
 log = logging.getLogger(__name__)
 
-MOST_REQUESTS = 16
+MOST_REQUESTS = 32
 """At a time, per server; more are closed unanswered."""
+MOST_FROM_ONE = 4
+"""The same from one address, so that nobody can keep the kubelet's probes out."""
 REQUEST_S = 10.0
 """From connection to answer; slower clients are cut off."""
 READ_S = 5.0
 _LOOK_S = 0.5
+_PAUSE_S = 0.1
 MIN_TOKEN = 16
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
@@ -165,7 +168,7 @@ class _Bounded(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def __init__(self, address: Any, face: Face) -> None:
         self.face = face
-        self._open: dict[Any, float] = {}
+        self._open: dict[Any, tuple[float, str]] = {}
         self._open_lock = threading.Lock()
         self._wake = socket.socketpair()
         try:
@@ -183,16 +186,26 @@ class _Bounded(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """User at the other end; only a unix socket knows."""
         raise NotImplementedError
 
+    def get_request(self) -> tuple[Any, Any]:
+        """Take a connection in; without a free file descriptor, not as fast as we can loop."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_PAUSE_S)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for the request, if there is room."""
+        peer = str(client_address[0]) if client_address else ""
         with self._open_lock:
-            room = len(self._open) < MOST_REQUESTS
+            same = sum(peer == other for _, other in self._open.values())
+            room = len(self._open) < MOST_REQUESTS and same < MOST_FROM_ONE
             if room:
-                self._open[request] = time.monotonic()
+                self._open[request] = (time.monotonic(), peer)
         if room:
             super().process_request(request, client_address)
         else:
-            log.warning("too many requests at a time", extra={"most": MOST_REQUESTS})
+            log.warning("too many requests at a time", extra={"client": peer})
             self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:
@@ -229,9 +242,9 @@ class _Bounded(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Cut off clients that take too long."""
         late_s = time.monotonic() - REQUEST_S
         with self._open_lock:
-            for request, began_s in self._open.items():
+            for request, (began_s, peer) in self._open.items():
                 if began_s < late_s:
-                    self._open[request] = float("inf")
+                    self._open[request] = (float("inf"), peer)
                     _cut(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:

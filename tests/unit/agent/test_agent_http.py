@@ -277,11 +277,15 @@ def test_too_many_at_a_time_are_closed_and_slow_ones_cut_off(
         host, _, port = servers.address.rpartition(":")
         slow = [
             socket.create_connection((host, int(port)), timeout=20)
-            for _ in range(agent_http.MOST_REQUESTS)
+            for _ in range(agent_http.MOST_FROM_ONE)
         ]
         try:
             with socket.create_connection((host, int(port)), timeout=20) as late:
                 assert late.recv(100) == b""
+            other = ("127.0.0.2", 0)
+            with socket.create_connection((host, int(port)), 20, source_address=other) as probe:
+                probe.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                assert b" 200 " in probe.recv(100)
             for client in slow:
                 assert client.recv(100) == b""
         finally:
