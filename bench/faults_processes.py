@@ -199,10 +199,10 @@ class AgentProcess(Supervised):
             return None
         return document if isinstance(document, dict) else None
 
-    def reasons(self) -> dict[str, str]:
-        """Why each GPU has its limit, as the newest report has it."""
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What its newest report says of each GPU, beside the protocol."""
         said = self.said() or {}
-        return {gpu["gpu"]: str(gpu["facts"]["reason"]) for gpu in said.get("gpus", [])}
+        return {gpu["gpu"]: gpu["facts"] for gpu in said.get("gpus", [])}
 
 
 class Disk:

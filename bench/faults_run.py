@@ -139,15 +139,17 @@ def _give_back(cell: Cell, result: CellResult) -> None:
     def missing() -> dict[str, tuple[float, str]]:
         left = {}
         for node in cell.nodes:
-            reasons = node.agent.reasons()
+            facts = node.agent.facts()
             for uuid in node.uuids:
                 enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
-                as_it_was = node.journal_lost or enforced_w == node.original_w[uuid]
-                if not as_it_was or reasons.get(uuid) != "restored":
-                    left[uuid] = (enforced_w, reasons.get(uuid, "not in the report"))
+                said = facts.get(uuid, {})
+                wanted_w = said.get("wanted_w") if node.journal_lost else node.original_w[uuid]
+                if said.get("reason") != "restored" or enforced_w != wanted_w:
+                    left[uuid] = (enforced_w, str(said.get("reason")))
         return left
 
     cell.pump_until(lambda: not missing(), REST_S)
+    cell.pump(0.5)
     for node in cell.nodes:
         back = len(set(node.uuids) - set(missing()))
         if node.journal_lost:

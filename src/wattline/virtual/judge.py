@@ -135,14 +135,15 @@ def _judged(
     exposure: Exposure, known: Known, node_of: Mapping[str, str], start_s: float
 ) -> JudgedExposure:
     node = None if exposure.gpu is None else node_of[exposure.gpu]
-    # A cut is brought about by all of them; a raise is repaired where it was made, unless it cannot
-    # be, and then by lowering the others.
-    concerned: Iterable[str | None] = known.hindered if node is None else (node,)
-    if exposure.kind == "out-of-band raise":
-        concerned = known.hindered
+    # A raise is repaired where it was made. A cut is brought about by all of them, and so is a
+    # raise that its node cannot take for one: out of band, or before its agent's start.
+    alone = node is not None and exposure.kind != "out-of-band raise"
+    if alone:
+        alone = not _hindered_at(exposure.start_s, known.hindered.get(node, []))
+    concerned: Iterable[str | None] = (node,) if alone else known.hindered
     hindered = [entry for key in concerned for entry in known.hindered.get(key, [])]
     able_s, reasons = _able_s(exposure.over_spans, hindered)
-    limit_s = CUT_S if node is None or exposure.kind == "out-of-band raise" else REPAIR_S
+    limit_s = REPAIR_S if alone else CUT_S
     return JudgedExposure(
         kind=exposure.kind,
         node=node,
@@ -156,6 +157,10 @@ def _judged(
         in_time=able_s <= limit_s,
         ended=exposure.end_s is not None,
     )
+
+
+def _hindered_at(at_s: float, hindered: Sequence[tuple[str, Span]]) -> bool:
+    return any(start_s <= at_s <= end_s for _, (start_s, end_s) in hindered)
 
 
 def _able_s(
