@@ -52,6 +52,7 @@ class Site:
     disk: Journalled[Gpu] | None = None
     under_way: dict[Gpu, float] = field(default_factory=dict)
     starts: int = 0
+    from_before_a_brake: frozenset[int] = frozenset()
 
     def found(self) -> dict[Gpu, Found]:
         return {
@@ -72,6 +73,7 @@ class Site:
         """The agent dies, and with it what it had not written yet: it held the node's lock."""
         self.node = None
         self.under_way.clear()
+        self.from_before_a_brake = frozenset()
         if loses_disk:
             self.disk = None
 
@@ -169,12 +171,22 @@ class World:
     # Nodes
 
     def deliver(self, message: Message[Gpu]) -> Outcome | None:
-        node = self.sites[message.gpu[0]].node
-        if node is None:
+        site = self.sites[message.gpu[0]]
+        if site.node is None:
             return None
         if isinstance(message, Adopt):
-            return node.on_adopt(message)
-        return node.on_grant(message, self.now_s)
+            return site.node.on_adopt(message)
+        before_w = site.node.held_w(message.gpu)
+        outcome = site.node.on_grant(message, self.now_s)
+        if id(message) in site.from_before_a_brake:
+            assert site.node.held_w(message.gpu) <= before_w, "raised by a grant that a brake ended"
+        return outcome
+
+    def brake(self, site: Site) -> None:
+        """Whatever was sent before this is dead for the node."""
+        if site.node is not None:
+            site.node.brake()
+            site.from_before_a_brake = frozenset(id(message) for message in self.to_nodes)
 
     def begin_write(self, site: Site, gpu: Gpu) -> bool:
         """Journal and begin a write that is due; the device obeys it some time later."""
