@@ -256,7 +256,7 @@ def _checked(line: bytes) -> dict[str, Any] | None:
         if len(checksum) != 8 or int(checksum, 16) != zlib.crc32(text):
             return None
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

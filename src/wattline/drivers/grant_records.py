@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from wattline.core.errors import InputError
@@ -41,8 +41,10 @@ def encode_record(record: Record[str]) -> dict[str, Any]:
     return {"kind": "compacted", "epoch": record.epoch, "booked_mw": dict(record.booked_mw)}
 
 
-def decode_record(entry: Mapping[str, Any], where: str) -> Record[str]:
+def decode_record(entry: object, where: str) -> Record[str]:
     """A record out of plain JSON; InputError for one that cannot be meant."""
+    if not isinstance(entry, dict):
+        raise InputError(where, entry, "a record must be an object")
     kind = entry.get("kind")
     try:
         epoch = _count(entry["epoch"])
@@ -71,7 +73,7 @@ def decode_record(entry: Mapping[str, Any], where: str) -> Record[str]:
     raise InputError(where, kind, "a kind of record that this version does not know")
 
 
-def decode_records(entries: Iterable[Mapping[str, Any]], where: str) -> list[Record[str]]:
+def decode_records(entries: Iterable[object], where: str) -> list[Record[str]]:
     """All records of a log, in order."""
     return [
         decode_record(entry, f"{where}, record {number}")

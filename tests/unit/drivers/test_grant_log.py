@@ -167,6 +167,14 @@ def test_another_format_is_refused_by_name(path: Path, log: GrantLog) -> None:
         GrantLog(path)
 
 
+def test_a_line_that_nests_too_deeply_is_damage(path: Path) -> None:
+    path.parent.mkdir()
+    text = b"[" * 100_000
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    with pytest.raises(InputError, match="set the file aside"):
+        GrantLog(path)
+
+
 def test_compaction_keeps_the_epoch_and_what_it_was_given(path: Path, log: GrantLog) -> None:
     log.open_epoch(4)
     for number in range(100):

@@ -54,6 +54,12 @@ def test_a_record_with_another_field_is_refused_or_is_a_record(
         assert "\n" not in said
 
 
+@pytest.mark.parametrize("entry", ["x", True, None, [], 7], ids=str)
+def test_what_is_no_object_is_no_record(entry: object) -> None:
+    with pytest.raises(InputError, match="must be an object"):
+        decode_record(entry, "log")
+
+
 @pytest.mark.parametrize("missing", ["epoch", "gpu", "booked_mw", "sequence", "kind"])
 def test_a_record_without_a_field_is_refused(missing: str) -> None:
     entry = encode_record(Granted(1, "GPU-a", 2, 3, 4, 5))
