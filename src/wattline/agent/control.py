@@ -125,6 +125,7 @@ def _exchange(
     except TimeoutError:
         raise WattlineError(f"{path}: no answer in {timeout_s:g} s: look at its logs") from None
     except (OSError, http.client.HTTPException) as error:
-        raise WattlineError(f"{path}: {error or type(error).__name__}: look at its logs") from None
+        found = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WattlineError(f"{path}: no answer ({found}): look at its logs") from None
     finally:
         connection.close()

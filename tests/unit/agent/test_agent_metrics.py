@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from face_fixtures import gpu, snapshot
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 import wattline.agent
@@ -174,6 +176,30 @@ def test_ages_go_on_while_the_loop_stands_still() -> None:
     assert series["wattline_agent_snapshot_age_seconds", ()] >= 100.0
     assert series["wattline_agent_gpu_read_age_seconds", (("gpu", "GPU-0"),)] >= 100.5
     assert series["wattline_agent_source_age_seconds", (("source", "grants"),)] >= 100.2
+
+
+WORD = st.text(max_size=10)
+NUMBER = st.none() | st.floats(0.0, 1e9)
+
+
+@given(product=WORD, owners=st.lists(WORD, max_size=2), throttled=WORD, watts=NUMBER, joules=NUMBER)
+def test_any_snapshot_can_be_scraped(
+    product: str, owners: list[str], throttled: str, watts: float | None, joules: float | None
+) -> None:
+    view = gpu(
+        0,
+        product=product,
+        owners=tuple(owners),
+        throttle_reasons=frozenset({throttled}),
+        enforced_w=watts,
+        energy_j=joules,
+    )
+    series = _series(snapshot(view, node=product))
+    own = (("gpu", "GPU-0"),)
+    assert series.get(("wattline_agent_gpu_enforced_limit_watts", own)) == watts
+    assert series["wattline_agent_gpu_owner_pods", own] == len(owners)
+    labels = (("gpu", "GPU-0"), ("index", "0"), ("product", product))
+    assert series["wattline_agent_gpu_info", labels] == 1.0
 
 
 @pytest.mark.parametrize("key", ["a{", "a{b}", 'a{b="c}', "a{b=c}", 'a{b="c"'])
