@@ -17,7 +17,10 @@ def test_a_grant_is_enforced_read_back_and_reported(tmp_path: Path) -> None:
         assert (view.reason, view.wanted_w, view.held_w) == (Reason.GRANTED, 400.0, 400.0)
         assert view.original_w == 700.0
         assert node.picture().not_ready == ()
-        assert node.picture().report == (node.state / "report.json").read_bytes()
+        eventually(
+            lambda: node.picture().report == (node.state / "report.json").read_bytes(),
+            "the same bytes in both",
+        )
 
 
 def test_before_the_first_grant_nothing_is_written(tmp_path: Path) -> None:
