@@ -94,7 +94,9 @@ def test_answers_that_are_none_end_in_one_line(tmp_path: Path, content: bytes, s
     path = tmp_path / "control.sock"
 
     def answer(client: socket.socket) -> None:
-        client.recv(65536)
+        request = b""
+        while not request.endswith(b"}"):  # all of it: what is left unread would reset the answer
+            request += client.recv(65536)
         client.sendall(content)
 
     thread = _listening(path, answer)
