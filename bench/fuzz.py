@@ -39,7 +39,7 @@ LONGEST_CASE_S = 5.0
 class Result:
     """What came of one target's cases.
 
-    defects: input and what happened, the first few. writes: limits that GPUs were asked for.
+    defects: input and what happened, one of each kind. writes: limits that GPUs were asked for.
     """
 
     target: str
@@ -52,9 +52,9 @@ class Result:
     writes: int | None = None
 
     def defect(self, data: bytes, what: str) -> None:
-        """Count a defect, and keep the first few."""
+        """Count a defect, and keep the first of each kind."""
         self.found += 1
-        if len(self.defects) < 5:
+        if len(self.defects) < 5 and all(what[:30] != known[:30] for _, known in self.defects):
             self.defects.append((repr(data[:300]), what[:500]))
 
 
