@@ -96,8 +96,9 @@ def missed(figures: dict[str, Any]) -> list[str]:
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [
-        f"virtual library, {figures['cpus']} CPUs, pods from {figures['pods_from']}; load average "
-        f"{figures['load_average_before']:.1f} before and {figures['load_average_after']:.1f} after",
+        f"virtual library, {figures['cpus']} CPUs, pods from {figures['pods_from']}; "
+        f"load average {figures['load_average_before']:.1f} before, "
+        f"{figures['load_average_after']:.1f} after",
         "",
         "until enforced                     rounds   p50 ms   p90 ms   p99 ms   max ms   goal p99",
     ]

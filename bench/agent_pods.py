@@ -71,7 +71,7 @@ class ServerWriter:
     def bind(self, pod: VirtualPod) -> None:
         """Create it, bound."""
         annotations = {} if pod.limit is None else {LIMIT_ANNOTATION: pod.limit}
-        self._pods.create(pod.name, annotations)
+        self._pods.create(pod.name, annotations, gpus=1)
 
     def unbind(self, pod: VirtualPod) -> None:
         """Delete it."""
