@@ -160,12 +160,28 @@ def test_claims_of_other_drivers_do_not_read_slices() -> None:
     assert slices.readings == 0
 
 
-def test_slices_are_read_once_for_devices_that_they_have() -> None:
+def test_slices_are_read_when_a_device_is_met_and_not_while_it_is_held() -> None:
     slices = Slices(**{"gpu-0": f"{GPU}0", "gpu-1": f"{GPU}1"})
     resolver = GpuResolver(claims=ClaimedGpus(slices, clock=Clock()))
-    for device in ("gpu-0", "gpu-1", "gpu-0"):
-        assert resolver.ownership([claiming(device)]).unresolved == ()
-    assert slices.readings == 1
+    for held, readings in ((["gpu-0"], 1), (["gpu-0"], 1), (["gpu-0", "gpu-1"], 2), (["gpu-1"], 2)):
+        owners = resolver.ownership([claiming(device) for device in held])
+        assert owners.unresolved == ()
+        assert len(owners.pods) == len(held)
+        assert slices.readings == readings
+
+
+def test_a_new_device_does_not_wait_for_one_that_stays_unknown() -> None:
+    slices, clock = Slices(), Clock()
+    resolver = GpuResolver(claims=ClaimedGpus(slices, clock=clock))
+    for _ in range(600):
+        resolver.ownership([claiming("gpu-9")])
+        clock.now_s += 1.0
+    slices.uuids["gpu-1"] = f"{GPU}1"
+    owners = resolver.ownership([claiming("gpu-9"), claiming("gpu-1")])
+    assert owners.pods == {f"{GPU}1": frozenset({WEB})}
+    before = slices.readings
+    resolver.ownership([claiming("gpu-9"), claiming("gpu-1")])
+    assert slices.readings == before
 
 
 def test_an_unknown_device_reads_slices_ever_more_rarely() -> None:
@@ -212,12 +228,12 @@ def test_known_devices_outlive_slices_that_fail() -> None:
     assert owners.pods == {f"{GPU}0": frozenset({WEB})}
 
 
-def test_after_an_exchange_of_gpus_claims_are_asked_anew() -> None:
+def test_a_device_that_is_given_out_again_may_be_another_gpu() -> None:
     slices = Slices(**{"gpu-0": f"{GPU}0"})
     resolver = GpuResolver(claims=ClaimedGpus(slices, clock=Clock()))
     assert resolver.ownership([claiming("gpu-0")]).pods == {f"{GPU}0": frozenset({WEB})}
+    resolver.ownership([])
     slices.uuids["gpu-0"] = f"{GPU}8"
-    resolver.forget()
     assert resolver.ownership([claiming("gpu-0")]).pods == {f"{GPU}8": frozenset({WEB})}
 
 

@@ -132,6 +132,7 @@ def test_one_list_and_one_watch_from_its_version(rig: Rig) -> None:
     [first], [watch] = rig.server.listed, rig.server.watched
     assert first["fieldSelector"] == watch["fieldSelector"] == "spec.nodeName=n1"
     assert first["resourceVersion"] == "0"
+    assert first["timeoutSeconds"] == "20"
     assert watch["resourceVersion"] == "7"
     assert watch["allowWatchBookmarks"] == "true"
     assert 300 <= int(watch["timeoutSeconds"]) <= 600
@@ -343,6 +344,6 @@ def test_the_server_may_say_when_to_come_again(header: str, asked_s: float | Non
     answer = status(429, "storage is (re)initializing", **{"Retry-After": header})
     client = httpx2.Client(transport=httpx2.MockTransport(lambda _: answer()), base_url="https://s")
     with pytest.raises(KubeError, match=r"429: storage is \(re\)initializing") as caught:
-        KubeApi(client, "https://s").get("/api/v1/pods")
+        KubeApi(client, "https://s").get("/api/v1/pods", {})
     assert caught.value.fault is KubeFault.UNAVAILABLE
     assert caught.value.retry_after_s == asked_s

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from wattline.drivers.gpu.device import GpuError, GpuFault
+from wattline.drivers.kubelet.devices import GpuResolver
+from wattline.drivers.kubelet.pod_resources import PodResources
 from wattline.drivers.kubelet.processes import ProcessOwners, host_proc_root
-from wattline.drivers.kubelet.select import OwnersByKubelet, open_owner_source
+from wattline.drivers.kubelet.select import OwnersByKubelet
 from wattline.drivers.pods import OwnerMethod, SourceError
 from wattline.virtual.cgroups import CgroupForm, host_cgroup, pod_cgroup, write_process
 
@@ -31,7 +33,8 @@ def proc(tmp_path: Path) -> Path:
 
 
 def select(socket: Path, proc: Path, pids: Mapping[str, list[int]]) -> OwnersByKubelet:
-    return open_owner_source(pids=lambda: pids, socket=socket, proc_root=proc)
+    listed = PodResources(GpuResolver(), socket)
+    return OwnersByKubelet(socket, listed, ProcessOwners(lambda: pids, proc))
 
 
 def test_processes_of_a_pod_count_once(proc: Path) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wattline.drivers.kube.api import LIST_TIMEOUT_S, KubeApi, KubeError, KubeFault, Watch
+from wattline.drivers.kube.api import KubeApi, KubeError, KubeFault, Watch
 from wattline.drivers.kube.pod_object import pod_of
 from wattline.drivers.pods import Pod, PodName, SourceError
 
@@ -156,7 +156,7 @@ class KubePods:
         return {"fieldSelector": f"spec.nodeName={self._node}"}
 
     def _list(self) -> None:
-        params = {**self._params(), "timeoutSeconds": str(LIST_TIMEOUT_S)}
+        params = self._params()
         if self._list_from is not None:
             params |= {"resourceVersion": self._list_from, "resourceVersionMatch": "NotOlderThan"}
         answer = self._api.get(self._path, params)

@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from wattline.core.errors import InputError
-from wattline.drivers.kube.api import LIST_TIMEOUT_S, KubeApi, KubeError, KubeFault
+from wattline.drivers.kube.api import KubeApi, KubeError, KubeFault
 from wattline.drivers.kubelet.devices import DRA_DRIVER
 from wattline.drivers.kubelet.wire import ClaimedDevice
 from wattline.drivers.pods import SourceError
 
 VERSIONS = ("v1", "v1beta2", "v1beta1")
 """Of `resource.k8s.io`, newest first: GA in Kubernetes 1.34, beta from 1.32."""
+
+
+TIMEOUT_S = 4
+"""Short: whoever asks is about to tell the owners of other GPUs, too."""
 
 
 class ResourceSlices:
@@ -43,13 +47,13 @@ class ResourceSlices:
     def _list(self, api: KubeApi) -> Mapping[str, Any]:
         params = {
             "fieldSelector": f"spec.nodeName={self._node}",
-            "resourceVersion": "0",
-            "timeoutSeconds": str(LIST_TIMEOUT_S),
         }
         absent: KubeError | None = None
         for version in [self._version] if self._version else VERSIONS:
             try:
-                answer = api.get(f"/apis/resource.k8s.io/{version}/resourceslices", params)
+                answer = api.get(
+                    f"/apis/resource.k8s.io/{version}/resourceslices", params, timeout_s=TIMEOUT_S
+                )
             except KubeError as error:
                 if error.fault is not KubeFault.ABSENT:
                     raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from wattline.core.errors import WattlineError
 from wattline.drivers.kubelet.wire import ClaimedDevice, PodDevices
@@ -18,16 +18,19 @@ _PLUGIN_GPU = re.compile(r"nvidia\.com/(?:gpu|mig-[^/]+)(?:\.shared)?")
 _OLD_MIG = re.compile(r"MIG-(GPU-[0-9a-fA-F-]+)/\d+/\d+")
 """MIG ids before driver R470 name their GPU."""
 _NO_GPU_HERE = "of no GPU that is known here"
+_NO_SLICES = "ResourceSlices are not read here"
 _NOT_IN_SLICES = "in no ResourceSlice of this node"
-_FIRST_RETRY_S = 1.0
+_ASK_NOW = (float("-inf"), 1.0)
 _LAST_RETRY_S = 300.0
 
 
 class ClaimedGpus:
-    """UUIDs of DRA devices, kept; `read_slices` is called only when a device is not known yet.
+    """UUIDs of the DRA devices that pods hold.
 
-    While a device stays unknown it is asked for again after 1 s, 2 s, 4 s, ... and in the end every
-    5 minutes, so that no claim can make the agent poll the API server.
+    `read_slices` is called when a device is met that was not held a moment ago: a name may stand
+    for another GPU when it is given out again. For a device that stays unknown it is called again
+    after 1 s, 2 s, 4 s, ... and in the end every 5 minutes, so that no claim can make the agent
+    poll the API server.
     """
 
     def __init__(
@@ -38,37 +41,40 @@ class ClaimedGpus:
     ) -> None:
         self._read_slices = read_slices
         self._clock = clock
-        self.forget()
+        self._uuids: dict[ClaimedDevice, str] = {}
+        self._retries: dict[ClaimedDevice, tuple[float, float]] = {}
+        """Per unknown device when to ask again, and the wait after that."""
+        self.problem = _NOT_IN_SLICES
+        """Why the newest reading did not tell a device."""
 
-    def forget(self) -> None:
-        """The GPUs of the node have changed: ask anew."""
-        self._uuids: Mapping[ClaimedDevice, str] = {}
-        self._problem = _NOT_IN_SLICES
-        self._retry_s = _FIRST_RETRY_S
-        self._not_before_s: float | None = None
+    def uuids(self, held: Collection[ClaimedDevice]) -> Mapping[ClaimedDevice, str]:
+        """UUID of the GPU or MIG instance per device; a device that cannot be told is absent.
 
-    def uuid(self, device: ClaimedDevice) -> str:
-        """UUID of the GPU or MIG instance. SourceError says why there is none."""
-        if device not in self._uuids:
-            self._refresh()
-        if device not in self._uuids:
-            raise SourceError(self._problem)
-        return self._uuids[device]
-
-    def _refresh(self) -> None:
+        `held`: all devices of the newest listing.
+        """
         now_s = self._clock()
-        if self._not_before_s is not None and now_s < self._not_before_s:
-            return
-        before = self._uuids
+        self._uuids = {device: uuid for device, uuid in self._uuids.items() if device in held}
+        unknown = [device for device in held if device not in self._uuids]
+        self._retries = {device: self._retries.get(device, _ASK_NOW) for device in unknown}
+        if any(self._retries[device][0] <= now_s for device in unknown):
+            self._read(held)
+            for device in unknown:
+                at_s, wait_s = self._retries.pop(device)
+                if device in self._uuids:
+                    continue
+                if at_s <= now_s:
+                    at_s, wait_s = now_s + wait_s, min(2.0 * wait_s, _LAST_RETRY_S)
+                self._retries[device] = at_s, wait_s
+        return self._uuids
+
+    def _read(self, held: Collection[ClaimedDevice]) -> None:
         try:
-            self._uuids = self._read_slices()
-            self._problem = _NOT_IN_SLICES
+            found = self._read_slices()
         except SourceError as error:
-            self._problem = str(error)
-        if self._uuids != before:
-            self._retry_s = _FIRST_RETRY_S
-        self._not_before_s = now_s + self._retry_s
-        self._retry_s = min(2.0 * self._retry_s, _LAST_RETRY_S)
+            self.problem = str(error)
+            return
+        self.problem = _NOT_IN_SLICES
+        self._uuids |= {device: uuid for device, uuid in found.items() if device in held}
 
 
 class GpuResolver:
@@ -86,17 +92,13 @@ class GpuResolver:
         self._parents = parents
         self._claims = claims
 
-    def forget(self) -> None:
-        """The GPUs of the node have changed: ask for claimed devices anew."""
-        if self._claims is not None:
-            self._claims.forget()
-
     def ownership(self, listing: Sequence[PodDevices]) -> Ownership:
         """Owners per GPU UUID. A device of a GPU that cannot be told is named in `unresolved`."""
+        claimed = self._claimed_uuids(listing)
         holders: dict[str, set[PodName]] = {}
         unresolved: dict[str, None] = {}  # a set that keeps its order
         for pod in listing:
-            for name, found in [*self._plugin_gpus(pod), *self._claimed_gpus(pod)]:
+            for name, found in [*self._plugin_gpus(pod), *self._claimed_gpus(pod, claimed)]:
                 if isinstance(found, SourceError):
                     who = f"{pod.pod.namespace}/{pod.pod.name}"
                     unresolved[_printable(f"{name} of {who}: {found}")] = None
@@ -118,18 +120,24 @@ class GpuResolver:
                     whole = device.split("::", 1)[0]  # time slices and MPS: `<id>::<n>`
                     yield f"{devices.resource} {device}", self._gpu(whole)
 
-    def _claimed_gpus(self, pod: PodDevices) -> Iterator[tuple[str, str | SourceError]]:
+    def _claimed_uuids(self, listing: Sequence[PodDevices]) -> Mapping[ClaimedDevice, str]:
+        held = {
+            device
+            for pod in listing
+            for device in pod.claimed_devices
+            if device.driver == DRA_DRIVER
+        }
+        return {} if self._claims is None else self._claims.uuids(held)
+
+    def _claimed_gpus(
+        self, pod: PodDevices, uuids: Mapping[ClaimedDevice, str]
+    ) -> Iterator[tuple[str, str | SourceError]]:
+        problem = _NO_SLICES if self._claims is None else self._claims.problem
         for device in pod.claimed_devices:
             if device.driver == DRA_DRIVER:
-                yield f"claimed device {device.pool}/{device.device}", self._claimed_gpu(device)
-
-    def _claimed_gpu(self, device: ClaimedDevice) -> str | SourceError:
-        if self._claims is None:
-            return SourceError("ResourceSlices are not read here")
-        try:
-            return self._gpu(self._claims.uuid(device))
-        except SourceError as error:
-            return error
+                uuid = uuids.get(device)
+                found = SourceError(problem) if uuid is None else self._gpu(uuid)
+                yield f"claimed device {device.pool}/{device.device}", found
 
     def _gpu(self, device: str) -> str | SourceError:
         """UUID of the GPU that a device is or is a part of, or why it cannot be told."""

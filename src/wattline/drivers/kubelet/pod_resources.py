@@ -78,10 +78,6 @@ class PodResources:
         self._bucket.take()
         return self._resolver.ownership(decode_list(self._list()))
 
-    def forget(self) -> None:
-        """The GPUs of the node have changed: what is cached of claimed devices may be wrong."""
-        self._resolver.forget()
-
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
         if self._channel is not None:

@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from wattline.drivers.kubelet.devices import ClaimedGpus, GpuResolver
-from wattline.drivers.kubelet.pod_resources import SOCKET, PodResources
+from wattline.drivers.kubelet.pod_resources import PodResources
 from wattline.drivers.kubelet.processes import ProcessOwners
-from wattline.drivers.kubelet.wire import ClaimedDevice
 from wattline.drivers.pods import OwnerMethod, Ownership
-
-
-def open_owner_source(
-    *,
-    pids: Callable[[], Mapping[str, Collection[int]]],
-    parents: Callable[[], Mapping[str, str]] = dict,
-    read_slices: Callable[[], Mapping[ClaimedDevice, str]] | None = None,
-    socket: Path = SOCKET,
-    proc_root: Path | None = None,
-) -> OwnersByKubelet:
-    """Owners of this node's GPUs.
-
-    pids: host's process ids per GPU UUID, as NVML lists them. parents: GPU UUID per MIG UUID.
-    read_slices: UUIDs of DRA devices (`drivers.kube.slices`); None: claims stay unresolved.
-    Raises InputError without grpc.
-    """
-    claims = None if read_slices is None else ClaimedGpus(read_slices)
-    listed = PodResources(GpuResolver(parents, claims), socket)
-    return OwnersByKubelet(socket, listed, ProcessOwners(pids, proc_root))
 
 
 class OwnersByKubelet:
@@ -66,10 +44,6 @@ class OwnersByKubelet:
         if self.method is OwnerMethod.POD_RESOURCES:
             return self._listed.owners()
         return self._by_process.owners()
-
-    def forget(self) -> None:
-        """The GPUs of the node have changed."""
-        self._listed.forget()
 
     def close(self) -> None:
         """Let go of the socket."""
