@@ -28,8 +28,6 @@ from wattline.grants.exposure import Cause
 from wattline.grants.messages import Adopt, Gpu, Grant, Report
 from wattline.grants.watts import milliwatts
 
-__all__ = ["GpuLimits", "Ledger", "Refusal", "RefusalReason", "Terms"]
-
 
 class Ledger(Bookings[Gpu]):
     """Bookings of one strict domain.
