@@ -12,12 +12,25 @@ import reprlib
 
 _MOST_SHOWN = 120
 
-# Containers are cut while they are written out: a few hundred bytes of YAML whose aliases hold
-# aliases would otherwise fill the memory.
-_CONTAINERS = reprlib.Repr()
-_CONTAINERS.maxlevel = 4
-_CONTAINERS.maxstring = _CONTAINERS.maxother = _CONTAINERS.maxlong = _MOST_SHOWN
-_CONTAINERS.maxdict = _CONTAINERS.maxlist = _CONTAINERS.maxtuple = 20
+
+class _Bounded(reprlib.Repr):
+    """Cuts while it writes out, not after.
+
+    A few hundred bytes of YAML whose aliases hold aliases would otherwise fill the memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxstring = self.maxother = self.maxlong = _MOST_SHOWN
+        self.maxdict = self.maxlist = self.maxtuple = 20
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write out an integer of thousands of digits."""
+        return f"an integer of {x.bit_length()} bits" if abs(x) > 10**18 else repr(x)
+
+
+_BOUNDED = _Bounded()
 
 
 class WattlineError(Exception):
@@ -48,5 +61,5 @@ class SafetyError(WattlineError):
 
 def _shown(found: object) -> str:
     """What was found, on one line of bounded length."""
-    text = repr(found) if isinstance(found, str) else _CONTAINERS.repr(found)
+    text = repr(found) if isinstance(found, str) else _BOUNDED.repr(found)
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."

@@ -17,8 +17,17 @@ def _aliases(levels: int) -> object:
 
 @pytest.mark.parametrize(
     "found",
-    [_aliases(12), "x" * 10_000, "two\nlines", {"key": "y" * 10_000}, b"\x00" * 5_000, None, 1e300],
-    ids=["aliases", "long", "lines", "dict", "bytes", "none", "number"],
+    [
+        _aliases(12),
+        "x" * 10_000,
+        "two\nlines",
+        {"key": "y" * 10_000},
+        b"\x00" * 5_000,
+        None,
+        1e300,
+        [16**5000],
+    ],
+    ids=["aliases", "long", "lines", "dict", "bytes", "none", "number", "integer"],
 )
 def test_an_error_is_one_short_line(found: object) -> None:
     text = str(InputError("where", found, "remedy"))
