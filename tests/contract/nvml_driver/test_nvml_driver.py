@@ -13,11 +13,12 @@ from hypothesis import given, settings
 
 from gpu_conformance import *  # noqa: F403 - the checks themselves
 from gpu_histories import HISTORIES, Step, check_history
-from virtual_fixtures import refuse_real_nvml
 from wattline.drivers.gpu.device import GpuError, GpuFault
 from wattline.drivers.gpu.nvml import NvmlDevice, NvmlDriver
 from wattline.virtual.gpus import Group, NvmlCode, VirtualProcess
 from wattline.virtual.node import GPUS_VARIABLE, VirtualNode
+
+pytest_plugins = ("virtual_fixtures",)
 
 CODES = {
     GpuFault.NO_PERMISSION: NvmlCode.NO_PERMISSION,
@@ -36,6 +37,9 @@ class VirtualRig:
     clock_ceilings = True
 
     def __init__(self, node: VirtualNode) -> None:
+        # Only now: pytest has to be the first to import what it loads as a plugin.
+        from virtual_fixtures import refuse_real_nvml
+
         refuse_real_nvml()
         self.gpus = node.gpus
         self.driver = NvmlDriver()
