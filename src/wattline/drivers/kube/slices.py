@@ -45,9 +45,7 @@ class ResourceSlices:
             api.close()
 
     def _list(self, api: KubeApi) -> Mapping[str, Any]:
-        params = {
-            "fieldSelector": f"spec.nodeName={self._node}",
-        }
+        params = {"fieldSelector": f"spec.nodeName={self._node}"}
         absent: KubeError | None = None
         for version in [self._version] if self._version else VERSIONS:
             try:
