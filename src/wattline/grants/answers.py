@@ -25,6 +25,8 @@ class RefusalReason(StrEnum):
     NO_FREE_WATTS = "no_free_watts"
     NOT_HEARD = "not_heard"
     """Its node has not reported yet: there is no incarnation to address."""
+    RELEASED = "released"
+    """Somebody attested that it is off, and it has not reported since."""
     OLDER_BUDGET = "older_budget"
     """A raise, and nodes have seen a newer version of the budget than this coordinator."""
     FENCED = "fenced"

@@ -160,7 +160,7 @@ class Coordinator(Generic[Gpu]):
         """Rules EPOCH_FENCES and NEWEST_BUDGET; the ledger has the others."""
         if self.fenced_by is not None:
             return RefusalReason.FENCED
-        raises = watts > self.ledger.booked_w(gpu)
+        raises = milliwatts("watts", watts) > self.ledger.book(gpu).leave_mw
         if raises and self._seen_budget != self.budget_version:
             return RefusalReason.OLDER_BUDGET
         return None
@@ -248,13 +248,13 @@ class Coordinator(Generic[Gpu]):
         version: int | None = None,
         effective_s: float | None = None,
     ) -> None:
-        """Take a new budget; see `Ledger.set_budget`. An older version than the present is ignored.
+        """Take a new budget; see `Ledger.set_budget`. One of no newer version is ignored.
 
         A cut is judged from `effective_s` (None: now), or from now plus the brake's deadline if
         that is later; raises are judged by it at once.
         """
         if version is not None:
-            if self.budget_version is not None and version < self.budget_version:
+            if self.budget_version is not None and version <= self.budget_version:
                 return
             self.budget_version = version
             self._seen_budget = max(version, self._seen_budget or version)

@@ -81,6 +81,8 @@ class Ledger(Bookings[Gpu]):
             return RefusalReason.OUT_OF_RANGE
         if book.incarnation is None:
             return RefusalReason.NOT_HEARD
+        if book.released_mw is not None:
+            return RefusalReason.RELEASED
         if wanted_mw > book.booked_mw and not self.fits(gpu, watts):
             return RefusalReason.NO_FREE_WATTS
         return None
@@ -311,10 +313,11 @@ class Ledger(Bookings[Gpu]):
     def _watch_again(self, gpu: Gpu, book: Book[Gpu]) -> None:
         """A silent driver may have been unloaded: its GPU may be at its default limit."""
         silent_s = book.heard_s + self._silent_after_s
-        book.watched = silent_s > self._now_s and not book.persistent
+        may_unload = not book.persistent and book.released_mw is None
+        book.watched = may_unload and silent_s > self._now_s
         if book.watched:
             self._push(self._silences, silent_s, gpu)
-        elif book.standing_mw < book.max_mw and not book.persistent:
+        elif may_unload and book.standing_mw < book.max_mw:
             self._outside[gpu] = (Cause.SILENT, book.max_mw - book.standing_mw)
             book.doubt(book.max_mw)
             self._rebook(gpu, book)

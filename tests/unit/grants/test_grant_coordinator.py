@@ -301,3 +301,11 @@ def test_a_copy_goes_its_own_way() -> None:
     other.grant(0, 600.0, 1.0)
     assert other.freeze() != coordinator.freeze()
     assert coordinator.ledger.booked_w(0) == 400.0
+
+
+def test_the_same_budget_again_changes_nothing() -> None:
+    coordinator = new_coordinator(budget_version=1, brake_deadline_s=5.0)
+    meet(coordinator, {0: 400.0, 1: 400.0})
+    for now_s in (10.0, 11.0):
+        coordinator.set_budget(600.0, 0.0, now_s, version=2)
+        assert coordinator.ledger.exposure_w == 0.0, "nodes still have time to brake"

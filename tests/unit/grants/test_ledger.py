@@ -323,6 +323,16 @@ def test_an_attested_release_frees_and_a_later_report_undoes_it() -> None:
     assert ledger.exposures == (Exposure(Cause.FOUND_ABOVE, 150.0, 0),)
 
 
+def test_what_is_released_is_neither_granted_to_nor_missed() -> None:
+    ledger = Ledger({0: LIMITS}, 1000.0, 0.0, silent_after_s=10.0)
+    introduce(ledger, 0, 300.0)
+    ledger.on_report(report(0, ASKED, 2, 300.0, persistence=False), now_s=1.0)
+    ledger.release(0, now_s=2.0)
+    assert reason(ledger.grant(0, 300.0, now_s=2.0)) is RefusalReason.RELEASED
+    ledger.advance(1000.0)
+    assert ledger.booked_w(0) == 0.0
+
+
 def test_gpus_come_and_go_at_run_time() -> None:
     ledger = known_ledger()
     ledger.add(2, LIMITS)
