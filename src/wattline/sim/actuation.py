@@ -16,9 +16,6 @@ from wattline.sim.exposure import ExposureMeter
 from wattline.sim.node import Node, Order
 from wattline.sim.plant.plant import GpuColumns, Plant
 
-RESEND_S = 2.0
-"""A grant that no report answers is sent again after so long."""
-
 
 class Actuation:
     """Limits of all GPUs as the coordinator sends them.
@@ -50,7 +47,7 @@ class Actuation:
             for _ in range(pool.gpus)
         ]
         ledger = Ledger(dict(enumerate(limits)), budget.total_w, budget.guard_w)
-        self._coordinator = Coordinator(ledger, resend_s=RESEND_S)
+        self._coordinator = Coordinator(ledger)
         self.nodes = self._new_nodes(first, limits)
         self._orders: list[Order] = []
         self._adopts: list[Adopt[int]] = []
