@@ -69,6 +69,17 @@ def test_changes_are_told(tmp_path: Path) -> None:
         source.stop()
 
 
+def test_a_file_that_stays_the_same_tells_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pods.json"
+    write(path, {"pods": [WEB]})
+    changes = []
+    source = PodsFile(path, lambda: changes.append(source.age_s()), poll_s=0.002)
+    source.start()
+    time.sleep(0.1)  # some fifty looks
+    source.stop()
+    assert len(changes) == 1
+
+
 def test_another_file_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "owners.json"
     write(path, {"gpus": {"GPU-a": [{"namespace": "default", "name": "web"}]}})
