@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wattline.agent.commands import Brake, Command, Hold, Pin, Restore, Resume
-from wattline.agent.grant_source import BrakeFile, GrantEvent
-from wattline.agent.loop import Agent
+from wattline.agent.grant_source import BrakeFile, GrantEvent, GrantsRead
+from wattline.agent.loop import Agent, lease_clock
 from wattline.agent.settings import AgentSettings
 from wattline.agent.snapshot import Mode
 from wattline.core.errors import WattlineError
@@ -50,12 +50,12 @@ def fuzz_protocol(cases: int, seed: int) -> tuple[int, int, list[Defect]]:
     """Cases done, cases refused, defects: a node's state under wild messages and readings."""
     draw = random.Random(f"{seed}/protocol")
     refused, defects = 0, list[Defect]()
-    ranges = {"a": (200.0, 700.0), "b": (199.9996, 1000.0004)}
+    ranges = {"a": (200.0, 700.0), "b": (199.999, 1000.001)}
     node = fresh_node(ranges)
     now_s = 0.0
     for case in range(cases):
         if case % 500 == 499:
-            ranges = {"a": (200.0, 700.0), "b": (199.9996, 1000.0004)}
+            ranges = {"a": (200.0, 700.0), "b": (199.999, 1000.001)}
             node = fresh_node(ranges)
         now_s += draw.choice((0.0, 0.001, 1.0, 100.0))
         gpu = draw.choice(tuple(ranges))
@@ -104,7 +104,16 @@ def some_event(
         sequence = node.state(gpu).sequence + 1 if draw.random() < 0.99 else sequence
     epoch = node.epoch + draw.choice((0, 0, 0, 1, -1))
     watts = some_watts(draw, WILD_WATTS)
-    match draw.randrange(10):
+    match draw.randrange(11):
+        case 10:
+            low = draw.choice((100.0, 200.0, 199.999, 400.0))
+            high = draw.choice((low, 500.0, 700.0, 1000.001))
+
+            def change_range() -> None:
+                node.set_range(gpu, low, high)
+                ranges[gpu] = (low, high)
+
+            return f"range {low} to {high}", change_range
         case 0 | 1 | 2 | 3 | 4:
             grant = Grant(
                 gpu=draw.choice((gpu, gpu, gpu, "unknown")),
@@ -363,7 +372,8 @@ def send_grants(draw: random.Random, agent: Agent, source: Posted, hardware: Sim
     unique = {entry.grant.gpu: entry for entry in grants}
     file = GrantFile(node=NODE, epoch=epoch, grants=tuple(unique.values()), restore=restore)
     try:
-        source.post(decode_grants(encode_grants(file), node=NODE, where="grants"))
+        read = decode_grants(encode_grants(file), node=NODE, where="grants")
+        source.post(GrantsRead(read, lease_clock()))
     except WattlineError:
         return 1
     if draw.random() < 0.02:
