@@ -135,6 +135,10 @@ class VirtualGpus:
         self._call("wv_read_gpu", gpu, self._slot(gpu), 0, c.byref(view))
         return int(view.entry.enforced_mw)
 
+    def obeyed_mw(self, gpu: str | int) -> int:
+        """The limit that the chip follows by now: the register of a settle time ago."""
+        return int(self._view(gpu).entry.chip_mw)
+
     def changes(self, gpu: str | int, after: int = 0) -> tuple[list[Change], int]:
         """Log entries after the sequence number `after`, and how many are no longer there."""
         slot = self._slot(gpu)

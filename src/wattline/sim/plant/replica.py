@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
-from wattline.core.engine import EngineModel
+from wattline.core.engine import EngineModel, ForwardPass
 from wattline.core.fleet import Role
 from wattline.core.snapshot import Phase
 from wattline.sim.plant.kernel import Kernel
@@ -361,7 +361,7 @@ class Replica:
 
     def _retime_run(self, now: float) -> None:
         elapsed = now - self._run_start_s
-        done = whole_steps(elapsed, self._run_steps, self._first_s, self._growth_s)
+        done = self._steps_in_run(now)
         if done == self._run_steps:
             return  # It ends now, by the event that is due.
         rest_s = elapsed - steps_s(done, self._first_s, self._growth_s)
@@ -381,10 +381,7 @@ class Replica:
 
     def evict(self, now: float) -> list[Sequence]:
         """Drop everything and return what was in flight, oldest request first."""
-        if self._mode == _RUN:
-            self._take_steps(
-                whole_steps(now - self._run_start_s, self._run_steps, self._first_s, self._growth_s)
-            )
+        self._take_steps(self._steps_in_run(now))
         lost = [sequence for sequence, _ in self._chosen] + list(self._waiting)
         for sequence in lost:
             sequence.restart(sequence.left)
@@ -409,6 +406,24 @@ class Replica:
         if self._mode != _RUN:
             return 0
         return whole_steps(now - self._run_start_s, self._run_steps, self._first_s, self._growth_s)
+
+    def steps_done(self, now: float) -> int:
+        """Steps that gave every decoding sequence a token, since the start."""
+        return self._steps + self._steps_in_run(now)
+
+    def step_end_s(self, now: float, steps: int) -> float | None:
+        """When so many more steps of the present run are done, its end at most; None: no run."""
+        if self._mode != _RUN:
+            return None
+        done = min(self._steps_in_run(now) + steps, self._run_steps)
+        return self._run_start_s + steps_s(done, self._first_s, self._growth_s)
+
+    def work(self, now: float) -> ForwardPass | None:
+        """What is computed at the moment; None while idle."""
+        if self._mode == _PASS:
+            return ForwardPass(*self._pass)
+        kv_tokens = float(self.kv_decode + self.batch * self._steps_in_run(now))
+        return ForwardPass(0, 0.0, self.batch, kv_tokens) if self._mode == _RUN else None
 
     def active_kv_tokens(self, now: float) -> int:
         """Tokens of context held, and those of prompts that wait."""

@@ -1,0 +1,1 @@
+"""The live system on one machine: real Dynamo processes around the plant's own engine."""

@@ -1,0 +1,152 @@
+"""What a worker tells about its load: Dynamo's three publishers, and its own metrics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from wattline.core.snapshot import Phase
+from wattline.live.worker_blocks import LiveCache, Removed
+from wattline.live.worker_engine import Load
+from wattline.live.worker_loop import WorkerLoop
+from wattline.live.worker_page import Metric
+from wattline.live.worker_spec import WorkerSpec
+
+log = logging.getLogger(__name__)
+
+LOAD_PERIOD_S = 0.1
+"""Unchanged or not, the router's gauges are not told more often."""
+
+
+class DynamoSignals:
+    """Load for the router, forward-pass metrics for the planner, cache events for routing by prefix.
+
+    The libraries are Dynamo's own, imported here: the module can be read without them.
+    """
+
+    def __init__(self, spec: WorkerSpec, endpoint: Any) -> None:
+        from dynamo.llm import FpmDirectPublisher, KvEventPublisher, WorkerMetricsPublisher
+
+        self._spec = spec
+        self._endpoint = endpoint
+        self._load = WorkerMetricsPublisher()
+        self._passes = FpmDirectPublisher(endpoint, str(endpoint.connection_id()))
+        self._blocks = KvEventPublisher(endpoint, kv_block_size=spec.block_tokens)
+        self._told: tuple[int, int] | None = None
+        self._told_s = 0.0
+        self._steps = -1
+
+    async def connect(self) -> None:
+        """Register the load's endpoint; must be awaited once before `tell`."""
+        await self._load.create_endpoint(self._endpoint)
+
+    def tell(self, load: Load) -> None:
+        """Publish the pass that runs, and the load if it changed."""
+        self._tell_pass(load)
+        block = self._spec.block_tokens
+        used = -(-load.held_kv_tokens // block)
+        active = -(-load.active_kv_tokens // block)
+        now_s = time.monotonic()
+        if (active, used) == self._told or now_s - self._told_s < LOAD_PERIOD_S:
+            return
+        self._told, self._told_s = (active, used), now_s
+        self._load.publish(0, active, used)
+
+    def _tell_pass(self, load: Load) -> None:
+        work = load.work
+        if work is None or load.steps == self._steps:
+            return
+        self._steps = load.steps
+        self._passes.publish(
+            dp_rank=0,
+            scheduled_num_prefill_requests=load.prefills,
+            scheduled_sum_prefill_tokens=work.prefill_tokens,
+            scheduled_sum_prefill_kv_tokens=0,
+            scheduled_num_decode_requests=load.batch,
+            scheduled_sum_decode_kv_tokens=int(work.decode_kv_tokens),
+            queued_num_prefill_requests=load.waiting,
+            queued_sum_prefill_tokens=load.queued_prefill_tokens - work.prefill_tokens,
+            queued_num_decode_requests=0,
+            queued_sum_decode_kv_tokens=0,
+            wall_time_secs=load.pass_s,
+        )
+
+    def tell_blocks(self, cache: LiveCache) -> None:
+        """Publish what came into the prefix cache and what left it."""
+        for event in cache.take():
+            if isinstance(event, Removed):
+                self._blocks.publish_removed(list(event.hashes))
+            else:
+                counts = [self._spec.block_tokens] * len(event.hashes)
+                self._blocks.publish_stored(
+                    list(event.token_ids), counts, list(event.hashes), event.parent
+                )
+
+    def close(self) -> None:
+        """Stop the publishers' own tasks."""
+        self._passes.shutdown()
+        self._blocks.shutdown()
+
+
+def metrics_of(worker: WorkerLoop, phase: Phase) -> list[Metric]:
+    """The worker's series; the words of load are those of the plant's `PoolCounters`."""
+    load, lag = worker.load, worker.lag
+    gauge, counter = "gauge", "counter"
+    name = "wattline_worker_"
+    return [
+        Metric(f"{name}ready", gauge, "1 while it takes requests.", float(phase is Phase.READY)),
+        Metric(
+            f"{name}queued_prefill_tokens",
+            gauge,
+            "Prompt tokens that wait or are computed.",
+            load.queued_prefill_tokens,
+        ),
+        Metric(
+            f"{name}active_kv_tokens",
+            gauge,
+            "Tokens of context held, and of prompts that wait.",
+            load.active_kv_tokens,
+        ),
+        Metric(
+            f"{name}kv_capacity_tokens",
+            gauge,
+            "Tokens of context that fit.",
+            worker.engine.engine.kv_capacity_tokens,
+        ),
+        Metric(f"{name}running_requests", gauge, "Sequences in the engine.", load.running),
+        Metric(f"{name}waiting_requests", gauge, "Sequences that wait.", load.waiting),
+        Metric(
+            f"{name}in_flight_requests",
+            gauge,
+            "Requests taken and not finished.",
+            worker.engine.in_flight,
+        ),
+        Metric(
+            f"{name}completed_requests_total", counter, "Finished.", worker.engine.completed
+        ),
+        Metric(f"{name}passes_total", counter, "Forward passes.", load.steps),
+        Metric(f"{name}generated_tokens_total", counter, "Output tokens.", load.generated_tokens),
+        Metric(
+            f"{name}cached_tokens_total",
+            counter,
+            "Prompt tokens that the prefix cache had.",
+            load.cached_tokens,
+        ),
+        Metric(f"{name}preemptions_total", counter, "Sequences thrown out.", load.preemptions),
+        Metric(
+            f"{name}wanted_watts",
+            gauge,
+            "Draw per GPU of the pass that runs at the largest limit.",
+            load.wanted_w,
+        ),
+        Metric(
+            f"{name}draw_watts", gauge, "Draw per GPU under the present limit.", load.drawn_w
+        ),
+        Metric(
+            f"{name}pass_seconds", gauge, "Length of the pass that runs; 0: idle.", load.pass_s
+        ),
+        Metric(f"{name}lag_seconds_sum", counter, "Lateness of wakes.", lag.sum_s),
+        Metric(f"{name}lag_seconds_count", counter, "Wakes for the engine.", lag.wakes),
+        Metric(f"{name}lag_seconds_max", gauge, "Largest lateness of a wake so far.", lag.max_s),
+    ]
