@@ -282,6 +282,10 @@ def run_agent(
         except BaseException as error:
             crashes.append(f"the agent ended with {type(error).__name__}: {error}")
 
+    def died(what: threading.ExceptHookArgs) -> None:
+        crashes.append(f"a thread of the agent ended with {what.exc_type.__name__}")
+
+    threading.excepthook = died
     thread = threading.Thread(target=live, daemon=True)
     thread.start()
     refused = 0
@@ -303,6 +307,7 @@ def run_agent(
     finally:
         agent.stop()
         thread.join(30.0)
+        threading.excepthook = threading.__excepthook__
     defects = [("", crash) for crash in crashes]
     if thread.is_alive():
         defects.append(("", "the agent did not stop within 30 s"))
