@@ -19,9 +19,10 @@ from wattline.agent.brake import Braked, BrakeSwitch
 from wattline.agent.clocks import ClockCeiling
 from wattline.agent.device_calls import Order, Readings, Written
 from wattline.agent.gpus import GpuEntry, Tally, Write
-from wattline.agent.journal import GpuRecord, Journal, JournalError, JournalState
+from wattline.agent.journal import GpuRecord, Journal, JournalError
 from wattline.agent.lanes import BRAKE_SERIAL, Lane
 from wattline.agent.metric_catalogue import APPLY_FAILURES, counter_key
+from wattline.agent.records import Records, found_w, record_before, with_ours
 from wattline.agent.settings import AgentSettings
 from wattline.agent.snapshot import Mode
 from wattline.drivers.gpu.device import GpuDevice
@@ -29,9 +30,6 @@ from wattline.grants.node import Node
 from wattline.grants.node_state import Found, Journalled, JournalledGpu
 
 log = logging.getLogger(__name__)
-
-_OURS_KEPT = 3
-"""Limits asked for last that count as ours: the newest, one under way, one before."""
 
 
 class Actuator:
@@ -62,7 +60,7 @@ class Actuator:
         self._switch = switch
         self._now = now
         self._serial = BRAKE_SERIAL
-        self._records = dict(state.gpus)
+        self._records = Records(state.gpus)
         self._early_brakes: list[Written] = []
         self._targets: dict[str, float] = {}
         self.node: Node[str] = Node(
@@ -88,14 +86,15 @@ class Actuator:
         uuid = device.identity.uuid
         entry = self.entries.get(uuid)
         if entry is None:
-            record = self._records.get(uuid, GpuRecord())
+            record = self._records.of(uuid)
             entry = GpuEntry(uuid, device.identity, lane(device), record)
             entry.clock = ClockCeiling.journalled(record.clock_mhz)
             self.entries[uuid] = entry
         else:
             entry.identity = device.identity
             entry.lane.replace_device(device)
-            entry.clock.doubt()
+            if not entry.sure:
+                entry.clock.doubt()
         entry.present = True
         return entry
 
@@ -203,14 +202,31 @@ class Actuator:
         for entry in self.entries.values():
             order = self._order_due(entry, now_s)
             if order is not None:
-                due.append((entry, order, self._record_before(entry, order)))
+                due.append((entry, order, record_before(entry, order)))
             elif not entry.ours and entry.known:
-                entry.record = replace(entry.record, original_w=self._found_w(entry))
-        durable = self._commit({entry.uuid: record for entry, _, record in due})
+                entry.record = replace(entry.record, original_w=found_w(entry))
+        durable = self._journalled({entry.uuid: record for entry, _, record in due})
         for entry, order, record in due:
             if durable or self._is_lowering(entry, order):
                 self._send(entry, order, record, now_s)
         self._aim_brake()
+
+    def _journalled(self, changed: Mapping[str, GpuRecord]) -> bool:
+        """Bring everything that must outlive us to the disk; False: it could not be."""
+        state = self._records.state(
+            self.node,
+            self.entries.values(),
+            changed,
+            operator_hold=self.operator_hold,
+            braked=self.braked,
+        )
+        try:
+            self.journal.commit(state)
+        except JournalError as error:
+            self.tally.add("wattline_agent_journal_failures_total")
+            log.error("journal not written", extra={"why": str(error)})
+            return False
+        return True
 
     def _order_due(self, entry: GpuEntry, now_s: float) -> Order | None:
         if not (entry.known and entry.present):
@@ -255,28 +271,6 @@ class Actuator:
     def _is_repair(self, entry: GpuEntry) -> bool:
         state = self.node.state(entry.uuid)
         return state.attempted_mw == state.wanted_mw
-
-    def _record_before(self, entry: GpuEntry, order: Order) -> GpuRecord:
-        """What the journal must say before the order may be carried out."""
-        record = entry.record
-        if not record.ours_w and order.watts is not None:
-            record = replace(record, original_w=self._found_w(entry))
-        if order.watts is not None:
-            others = [watts for watts in record.ours_w if watts != order.watts]
-            record = replace(record, ours_w=(order.watts, *others)[:_OURS_KEPT])
-        if order.clock_mhz is not None:
-            record = replace(record, clock_mhz=order.clock_mhz)
-        return record
-
-    def _found_w(self, entry: GpuEntry) -> float | None:
-        """The limit that giving back must restore: what was asked for, if more than enforced.
-
-        While a limit is held lower out of band, only the request tells what was there before.
-        """
-        readings = entry.readings
-        if readings is None or readings.enforced_w is None:
-            return entry.record.original_w
-        return max(readings.enforced_w, readings.requested_w or 0.0)
 
     def _is_lowering(self, entry: GpuEntry, order: Order) -> bool:
         if self.settings.mode is not Mode.GRANTS or order.watts is None:
@@ -376,9 +370,8 @@ class Actuator:
                 continue
             if not entry.ours:
                 entry.ours = entry.orphan = True
-                entry.record = replace(entry.record, original_w=self._found_w(entry))
-            others = [watts for watts in entry.record.ours_w if watts != target_w]
-            entry.record = replace(entry.record, ours_w=(target_w, *others)[:_OURS_KEPT])
+                entry.record = replace(entry.record, original_w=found_w(entry))
+            entry.record = with_ours(entry.record, target_w)
             entry.releasing = False
             entry.clock.recall()
             entry.write = Write(BRAKE_SERIAL, target_w)
@@ -407,38 +400,3 @@ class Actuator:
         self.node.brake()
         entry.orphan = entry.orphan or not entry.ours
         entry.ours = True
-
-    # The journal
-
-    def _commit(self, changed: Mapping[str, GpuRecord]) -> bool:
-        """Bring everything that must outlive us to the disk; False: it could not be."""
-        try:
-            self.journal.commit(self._state(changed))
-        except JournalError as error:
-            self.tally.add("wattline_agent_journal_failures_total")
-            log.error("journal not written", extra={"why": str(error)})
-            return False
-        return True
-
-    def _state(self, changed: Mapping[str, GpuRecord]) -> JournalState:
-        told = self.node.journal_state()
-        for entry in self.entries.values():
-            record = changed.get(entry.uuid, entry.record)
-            held = told.gpus.get(entry.uuid)
-            if held is not None:
-                record = replace(
-                    record,
-                    held_w=held.held_w if record.ours_w else None,
-                    brake_w=held.brake_w,
-                    lease_s=held.lease_s if math.isfinite(held.lease_s) else None,
-                    expiry_w=held.expiry_w,
-                )
-            self._records[entry.uuid] = record
-        return JournalState(
-            incarnation=told.incarnation,
-            epoch=told.epoch,
-            budget_version=told.budget_version,
-            operator_hold=self.operator_hold,
-            braked=self.braked,
-            gpus=dict(self._records),
-        )

@@ -39,7 +39,15 @@ class BrakeFile:
     budget_version: int | None = None
 
 
-GrantEvent = GrantFile | GrantsRefused | BrakeFile
+@dataclass(frozen=True, slots=True)
+class GrantsRead:
+    """Grants, and when they were received: their leases count from then."""
+
+    grants: GrantFile
+    read_s: float
+
+
+GrantEvent = GrantsRead | GrantsRefused | BrakeFile
 
 
 class GrantSource(Protocol):
@@ -165,7 +173,7 @@ class FileGrantSource:
             return self._refused(f"{file}: cannot be read: {error.strerror or error}", forget=True)
         self._refusal = None
         self._good_s = self._now()
-        return [grants]
+        return [GrantsRead(grants, self._good_s)]
 
     def _refused(self, why: str, *, forget: bool = False) -> list[GrantEvent]:
         """Say so once per reason; `forget`: look again even if nothing changes."""

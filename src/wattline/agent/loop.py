@@ -20,7 +20,7 @@ from wattline.agent.brake import BrakeCall, BrakeSwitch
 from wattline.agent.commands import Answer, Command
 from wattline.agent.discovery import Discovery
 from wattline.agent.drop_in import AnnotatedLimits
-from wattline.agent.grant_source import BrakeFile, GrantSource, GrantsRefused
+from wattline.agent.grant_source import BrakeFile, GrantEvent, GrantSource
 from wattline.agent.granted import GrantedLimits
 from wattline.agent.journal import Journal
 from wattline.agent.lock import WriterLock
@@ -31,7 +31,6 @@ from wattline.agent.snapshot import AgentSnapshot, Mode
 from wattline.agent.turns import Asked, Event, LookAgain, Parts, Stop, Turns
 from wattline.core.errors import WattlineError
 from wattline.drivers.gpu.device import GpuDriver
-from wattline.drivers.grant_files import GrantFile
 from wattline.drivers.pods import OwnerSource, PodSource
 from wattline.drivers.trusted_files import replace_file
 
@@ -134,7 +133,13 @@ class Agent:
         state_dir = self.settings.state_dir
         try:
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = state_dir.stat().st_mode
+            if mode & 0o022:
+                # A journal that others can write could not be believed at the next start.
+                state_dir.chmod(mode & 0o7755)
             lock = WriterLock(state_dir)
+            for left_over in state_dir.glob(".*.tmp"):
+                left_over.unlink(missing_ok=True)  # of a process that was killed while it wrote
         except OSError as error:
             raise WattlineError(
                 f"state_dir {state_dir}: {error.strerror or error}: give a directory of its own"
@@ -189,7 +194,7 @@ class Agent:
             self._watch.start(self._events.put)
         return Turns(parts, self._events, self._clock)
 
-    def _from_grants(self, event: GrantFile | GrantsRefused | BrakeFile) -> None:
+    def _from_grants(self, event: GrantEvent) -> None:
         """In the source's thread: a brake does not wait for the loop."""
         if isinstance(event, BrakeFile) and event.present:
             call = BrakeCall(trigger="file", by="file", budget_version=event.budget_version)

@@ -18,7 +18,7 @@ from wattline.agent.commands import Answer, Command
 from wattline.agent.device_calls import Readings, Written
 from wattline.agent.discovery import Discovery, Enumerated
 from wattline.agent.drop_in import AnnotatedLimits
-from wattline.agent.grant_source import BrakeFile, GrantSource, GrantsRefused
+from wattline.agent.grant_source import BrakeFile, GrantSource, GrantsRead, GrantsRefused
 from wattline.agent.granted import GrantedLimits
 from wattline.agent.lanes import Lane
 from wattline.agent.metric_catalogue import LIST_FAILURES, counter_key
@@ -27,7 +27,6 @@ from wattline.agent.owner_watch import OwnersSeen, OwnerWatch
 from wattline.agent.picture import Scene, take_picture
 from wattline.agent.snapshot import AgentSnapshot, Mode
 from wattline.drivers.gpu.device import GpuDevice, GpuError, GpuFault
-from wattline.drivers.grant_files import GrantFile
 from wattline.drivers.pods import PodName, PodSource
 from wattline.drivers.trusted_files import replace_file
 
@@ -67,7 +66,7 @@ Event = (
     Readings
     | Written
     | Enumerated
-    | GrantFile
+    | GrantsRead
     | GrantsRefused
     | BrakeFile
     | Braked
@@ -176,8 +175,8 @@ class Turns:
                 self._changed = True
             case Enumerated():
                 self._on_enumerated(event)
-            case GrantFile():
-                self.parts.granted.on_grants(event, self._clock())
+            case GrantsRead():
+                self.parts.granted.on_grants(event.grants, event.read_s)
                 self._changed = True
             case GrantsRefused():
                 self.parts.granted.on_refused(event)

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from wattline.agent.grant_source import BrakeFile, FileGrantSource, GrantEvent, GrantsRefused
+from wattline.agent.grant_source import (
+    BrakeFile,
+    FileGrantSource,
+    GrantEvent,
+    GrantsRead,
+    GrantsRefused,
+)
 from wattline.agent.lock import WriterLock
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.grant_files import GrantFile, encode_grants, write_grants
@@ -23,7 +29,7 @@ def grants(epoch: int) -> GrantFile:
 
 
 def epochs(events: list[GrantEvent]) -> list[int]:
-    return [event.epoch for event in events if isinstance(event, GrantFile)]
+    return [event.grants.epoch for event in events if isinstance(event, GrantsRead)]
 
 
 def refusal(events: list[GrantEvent]) -> str:

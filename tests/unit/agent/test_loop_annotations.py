@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_fixtures import Bench, bench, eventually
+from agent_fixtures import Bench, bench, eventually
 
 from wattline.agent.snapshot import Mode, Reason
 from wattline.drivers.gpu.device import GpuFault

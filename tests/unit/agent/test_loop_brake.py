@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loop_fixtures import Bench, bench, eventually
+from agent_fixtures import Bench, bench, eventually
 
 from wattline.agent.commands import Brake, Hold, Pin, Restore, Resume
 from wattline.agent.snapshot import Mode, Reason
@@ -81,6 +81,21 @@ def test_a_brake_does_not_wait_for_a_disk_or_a_hung_gpu(tmp_path: Path) -> None:
         with node.node.changing(node.uuids[0]) as gpu:
             gpu.delays_s.clear()
         eventually(lambda: node.limits() == [250.0, 250.0], "and the hung one when it can be")
+
+
+def test_a_brake_does_not_wait_for_a_disk_that_hangs(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        agent = node.start()
+        node.known()
+        node.granted(500.0, 500.0)
+        node.disk.answers.clear()
+        node.grant(600.0, 600.0)
+        agent.call_brake("signal", "SIGUSR1")
+        eventually(lambda: node.limits() == [250.0, 250.0], "braked while the journal hangs")
+        node.disk.answers.set()
+        eventually(lambda: node.picture().braked, "told afterwards")
+        assert node.limits() == [250.0, 250.0]
+        assert 600.0 not in node.gpu(0).writes
 
 
 def test_a_brake_in_annotation_mode_stays_until_it_is_resumed(tmp_path: Path) -> None:

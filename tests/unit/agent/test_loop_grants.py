@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from loop_fixtures import H100, bench, eventually
+from agent_fixtures import H100, bench, eventually
 
 from wattline.agent.snapshot import Reason
 from wattline.drivers.gpu.device import GpuFault

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from loop_fixtures import bench, eventually
+from agent_fixtures import bench, eventually
 
 from wattline.agent.snapshot import Reason
 
@@ -170,3 +170,19 @@ def test_reason_of_a_held_limit_is_found(tmp_path: Path) -> None:
         node.known()
         assert node.view(0).reason is Reason.FOUND
         assert node.view(0).wanted_w == 400.0
+
+
+def test_a_state_directory_that_is_open_to_all_is_closed(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        node.state.mkdir()
+        node.state.chmod(0o777)
+        (node.state / ".journal.json.99.tmp").write_bytes(b"left by a process that was killed")
+        node.start()
+        node.known()
+        assert node.state.stat().st_mode & 0o777 == 0o755
+        assert not (node.state / ".journal.json.99.tmp").exists()
+        node.granted(400.0, 400.0)
+        node.stop()
+        node.start()
+        node.known()
+        assert node.view(0).original_w == 700.0

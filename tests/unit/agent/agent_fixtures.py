@@ -47,12 +47,13 @@ class Disk:
 
     def __init__(self) -> None:
         self.full = False
-        self.commits = 0
+        self.answers = threading.Event()
+        self.answers.set()
 
     def __call__(self, path: Path, content: bytes) -> None:
         if self.full:
             raise OSError(28, "No space left on device")
-        self.commits += 1
+        assert self.answers.wait(DEADLINE_S)
         replace_file(path, content)
 
 
@@ -205,7 +206,7 @@ class Bench:
         """End the agent as SIGKILL would: limits and state directory stay as they are now."""
         limits = {uuid: self.node.gpu(uuid).requested_w for uuid in self.uuids}
         kept = self.folder / "kept"
-        shutil.copytree(self.state, kept)
+        shutil.copytree(self.state, kept, ignore=shutil.ignore_patterns(".*"))
         self.stop()
         shutil.rmtree(self.state)
         kept.rename(self.state)
@@ -299,4 +300,5 @@ def bench(folder: Path, **changes: Any) -> Iterator[Bench]:
         for uuid in made.uuids:
             with made.node.changing(uuid) as gpu:
                 gpu.delays_s.clear()
+        made.disk.answers.set()
         made.stop()
