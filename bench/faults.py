@@ -6,11 +6,11 @@
 
 Each cell is two virtual nodes of four GPUs with real `wattline agent` processes over the virtual
 NVML library, and a coordinator process that moves watts among the eight GPUs under one budget;
-cells run side by side. An observer in a thread of its own reads the registers' own log of changes,
-which misses nothing, and charges every watt-second above the budget in force to an outside event
-that the injector has told of, to a cut, or, if neither explains it, to us. Exit code 1 unless ours
-is 0, every exposure ended in the stated time, every cell came to rest, and all originals were given
-back.
+cells run side by side. Every fifth cell has pods with annotations instead, and no budget. An
+observer in a thread of its own reads the registers' own log of changes, which misses nothing, and
+charges every watt-second above the budget in force to an outside event that the injector has told
+of, to a cut, or, if neither explains it, to us. Exit code 1 unless ours is 0, every exposure ended
+in the stated time, every cell came to rest, and all originals were given back.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from faults_cell import CellSettings
+from faults_base import CellSettings
 from faults_report import summary, table
 from faults_run import CellResult, run_cell
 from wattline.virtual.build import build
 
 FAULTS_PER_CELL = 63
+ANNOTATED_EVERY = 5
+"""Of so many cells one has annotations instead of grants: no budget, but originals to give back."""
 
 
 def _work(settings: CellSettings, answers: Any) -> None:
@@ -45,7 +47,7 @@ def _work(settings: CellSettings, answers: Any) -> None:
     try:
         result = run_cell(settings, lambda done: answers.put((settings.seed, done, None)))
     except BaseException:
-        result = CellResult(settings.seed)
+        result = CellResult(settings.seed, settings.mode)
         result.failures.append(traceback.format_exc())
     answers.put((settings.seed, settings.faults, result))
 
@@ -70,6 +72,7 @@ def _cells(options: argparse.Namespace, folder: Path) -> list[CellSettings]:
         number = len(cells)
         cell_folder = folder / f"c{number}"
         cell_folder.mkdir(mode=0o755)
+        annotated = options.sabotage is None and number % ANNOTATED_EVERY == ANNOTATED_EVERY - 1
         cells.append(
             CellSettings(
                 folder=cell_folder,
@@ -79,6 +82,7 @@ def _cells(options: argparse.Namespace, folder: Path) -> list[CellSettings]:
                 clock_shim=shim,
                 tmpfs=options.disk == "tmpfs",
                 sabotage=options.sabotage,
+                mode="annotations" if annotated else "grants",
             )
         )
         left -= per_cell

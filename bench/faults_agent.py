@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faults_cell import Cell, CellNode, shift_wall_clock
+from faults_base import Cell, CellNode, shift_wall_clock
 from faults_processes import Supervised
 from wattline.virtual.gpus import Group, NvmlCode
 
@@ -79,12 +79,12 @@ def _kill_when_replaced(node: CellNode, delay_s: float, timeout_s: float) -> Non
     libc = ctypes.CDLL(None, use_errno=True)
     watch = libc.inotify_init1(os.O_CLOEXEC)
     try:
-        libc.inotify_add_watch(watch, bytes(node.grants.parent), _IN_MOVED_TO)
+        libc.inotify_add_watch(watch, bytes(node.source.parent), _IN_MOVED_TO)
         end_s = time.monotonic() + timeout_s
         while (left_s := end_s - time.monotonic()) > 0:
             if not select.select([watch], [], [], left_s)[0]:
                 break
-            if node.grants.name.encode() in os.read(watch, 65536):
+            if node.source.name.encode() in os.read(watch, 65536):
                 break
         due_s = time.monotonic() + delay_s
         if delay_s > 0.002:
@@ -134,6 +134,8 @@ def stop(cell: Cell, node: CellNode) -> str | None:
 
 def terminate(cell: Cell, node: CellNode) -> str | None:
     """SIGTERM: under grants, limits are held."""
+    if cell.settings.mode != "grants":
+        return _terminate_annotated(cell, node)
     if not _free(node):
         return None
     before = {uuid: node.virtual.gpus.state(uuid).requested_w for uuid in node.uuids}
@@ -145,6 +147,17 @@ def terminate(cell: Cell, node: CellNode) -> str | None:
     raised = [uuid for uuid in node.uuids if after[uuid] == node.original_w[uuid] != before[uuid]]
     if raised and quiet:
         cell.unexpected.append(f"agent of {node.name} restored {raised} without a grant")
+    _restart_later(cell, node, cell.rng.uniform(0.0, 1.0))
+    return "SIGTERM"
+
+
+def _terminate_annotated(cell: Cell, node: CellNode) -> str | None:
+    """SIGTERM: what annotations had set is given back before it ends."""
+    if not _free(node):
+        return None
+    code = node.agent.end()
+    if code != 0:
+        cell.unexpected.append(f"agent of {node.name} ended with {code} on SIGTERM")
     _restart_later(cell, node, cell.rng.uniform(0.0, 1.0))
     return "SIGTERM"
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from faults_agent import Fault
-from faults_cell import Cell, CellNode
+from faults_base import Cell, CellNode
 from wattline.virtual.gpus import Group, NvmlCode
 
 RIVAL_PAUSE_S = 5.0

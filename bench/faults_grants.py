@@ -10,33 +10,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faults_agent import Fault
-from faults_cell import Cell, CellNode
+from faults_base import CellNode
+from faults_cell import GrantsCell
 from wattline.agent import control
 from wattline.agent.commands import Brake, Command, Hold, Pin, Resume
 from wattline.core.errors import WattlineError
 from wattline.drivers.trusted_files import replace_file
 
 
-def damaged_file(cell: Cell, node: CellNode) -> str | None:
+def damaged_file(cell: GrantsCell, node: CellNode) -> str | None:
     """Put something else in the place of the node's grants; the coordinator will replace it."""
-    if not node.grants.is_file():  # reading a pipe that an earlier fault left would never end
+    if not node.source.is_file():  # reading a pipe that an earlier fault left would never end
         return None
-    good = node.grants.read_bytes()
+    good = node.source.read_bytes()
     other = next(each for each in cell.nodes if each is not node)
     kinds: dict[str, Callable[[], None]] = {
         "torn": lambda: _replace(node, good[: cell.rng.randrange(len(good))]),
         "rewritten in place, torn": lambda: _in_place(node, good[: len(good) // 2]),
         "empty": lambda: _replace(node, b""),
         "noise": lambda: _replace(node, cell.rng.randbytes(500)),
-        "another node's": lambda: _replace(node, _or_nothing(other.grants)),
+        "another node's": lambda: _replace(node, _or_nothing(other.source)),
         "of another version": lambda: _replace(node, _changed(good, protocol=99)),
         "of an older epoch": lambda: _replace(node, _older(good)),
         "beyond every range": lambda: _replace(node, _watts(good, 1e5)),
         "writable by all": lambda: _open_to_all(node, _watts(good, 700.0)),
         "a directory": lambda: _directory(node),
         "a pipe": lambda: _pipe(node),
-        "gone": lambda: node.grants.unlink(missing_ok=True),
+        "gone": lambda: node.source.unlink(missing_ok=True),
     }
     kind = cell.rng.choice(list(kinds))
     kinds[kind]()
@@ -46,19 +46,19 @@ def damaged_file(cell: Cell, node: CellNode) -> str | None:
 
 def _replace(node: CellNode, content: bytes) -> None:
     _clear(node)
-    replace_file(node.grants, content, durable=False, mode=0o644)
+    replace_file(node.source, content, durable=False, mode=0o644)
 
 
 def _clear(node: CellNode) -> None:
     """Take away what a coordinator's rename could not replace."""
-    if node.grants.is_dir():
+    if node.source.is_dir():
         with contextlib.suppress(OSError):
-            node.grants.rmdir()
+            node.source.rmdir()
 
 
 def _in_place(node: CellNode, content: bytes) -> None:
     with contextlib.suppress(OSError):
-        node.grants.write_bytes(content)
+        node.source.write_bytes(content)
 
 
 def _or_nothing(path: Path) -> bytes:
@@ -96,30 +96,30 @@ def _watts(content: bytes, watts: float) -> bytes:
 
 def _open_to_all(node: CellNode, content: bytes) -> None:
     _clear(node)
-    replace_file(node.grants, content, durable=False, mode=0o666)
+    replace_file(node.source, content, durable=False, mode=0o666)
 
 
 def _directory(node: CellNode) -> None:
-    node.grants.unlink(missing_ok=True)
-    node.grants.mkdir()
+    node.source.unlink(missing_ok=True)
+    node.source.mkdir()
 
 
 def _pipe(node: CellNode) -> None:
-    node.grants.unlink(missing_ok=True)
-    os.mkfifo(node.grants)
+    node.source.unlink(missing_ok=True)
+    os.mkfifo(node.source)
 
 
-def replayed_file(cell: Cell, node: CellNode) -> str | None:
+def replayed_file(cell: GrantsCell, node: CellNode) -> str | None:
     """Put an older, whole grant file back: a message that was delayed or repeated."""
-    if not node.grants.is_file():
+    if not node.source.is_file():
         return None
-    old = node.grants.read_bytes()
+    old = node.source.read_bytes()
     wait_s = cell.rng.choice((0.1, 1.5, 4.0, 9.0))
     cell.later(wait_s, lambda: _replace(node, old))
     return f"repeated after {wait_s:.1f} s"
 
 
-def _kill_coordinator(cell: Cell) -> bool:
+def _kill_coordinator(cell: GrantsCell) -> bool:
     if cell.coordinator.pid is None or cell.coordinator_busy:
         return False
     cell.coordinator_hindered.begin("coordinator down")
@@ -128,7 +128,7 @@ def _kill_coordinator(cell: Cell) -> bool:
     return True
 
 
-def _start_coordinator_later(cell: Cell, delay_s: float) -> None:
+def _start_coordinator_later(cell: GrantsCell, delay_s: float) -> None:
     def start() -> None:
         cell.coordinator_busy = False
         cell.restart_coordinator()
@@ -136,7 +136,7 @@ def _start_coordinator_later(cell: Cell, delay_s: float) -> None:
     cell.later(delay_s, start)
 
 
-def coordinator_killed(cell: Cell, node: CellNode) -> str | None:
+def coordinator_killed(cell: GrantsCell, node: CellNode) -> str | None:
     """SIGKILL the coordinator; it goes on from its log."""
     if not _kill_coordinator(cell):
         return None
@@ -145,7 +145,7 @@ def coordinator_killed(cell: Cell, node: CellNode) -> str | None:
     return f"down for {down_s:.1f} s"
 
 
-def coordinator_without_log(cell: Cell, node: CellNode) -> str | None:
+def coordinator_without_log(cell: GrantsCell, node: CellNode) -> str | None:
     """SIGKILL the coordinator and take its log away."""
     if not _kill_coordinator(cell):
         return None
@@ -154,7 +154,7 @@ def coordinator_without_log(cell: Cell, node: CellNode) -> str | None:
     return "its log is gone"
 
 
-def coordinator_torn_log(cell: Cell, node: CellNode) -> str | None:
+def coordinator_torn_log(cell: GrantsCell, node: CellNode) -> str | None:
     """SIGKILL the coordinator in the middle of an append that was never sent."""
     if not _kill_coordinator(cell):
         return None
@@ -166,7 +166,7 @@ def coordinator_torn_log(cell: Cell, node: CellNode) -> str | None:
     return "its last line is torn"
 
 
-def coordinator_stopped(cell: Cell, node: CellNode) -> str | None:
+def coordinator_stopped(cell: GrantsCell, node: CellNode) -> str | None:
     """SIGSTOP the coordinator, so that leases may end; it goes on with what it knew."""
     if cell.coordinator.pid is None or cell.coordinator_busy:
         return None
@@ -184,7 +184,7 @@ def coordinator_stopped(cell: Cell, node: CellNode) -> str | None:
     return f"SIGSTOP {seconds:.1f} s"
 
 
-def coordinator_disk_full(cell: Cell, node: CellNode) -> str | None:
+def coordinator_disk_full(cell: GrantsCell, node: CellNode) -> str | None:
     """Nothing can be made durable, so nothing may be sent."""
     if cell.coordinator_busy or not cell.coordinator.limit_files(0):
         return None
@@ -198,7 +198,7 @@ def coordinator_disk_full(cell: Cell, node: CellNode) -> str | None:
     return "file-size limit"
 
 
-def rival_coordinator(cell: Cell, node: CellNode) -> str | None:
+def rival_coordinator(cell: GrantsCell, node: CellNode) -> str | None:
     """A second coordinator with a log of its own writes to the same nodes for a while."""
     if cell.coordinator_busy:
         return None
@@ -219,7 +219,7 @@ def rival_coordinator(cell: Cell, node: CellNode) -> str | None:
     return f"for {seconds:.1f} s"
 
 
-def budget_changed(cell: Cell, node: CellNode) -> str | None:
+def budget_changed(cell: GrantsCell, node: CellNode) -> str | None:
     """A cut with some notice or none, or a rise."""
     if time.monotonic() < cell.budget_quiet_s:
         return None
@@ -229,7 +229,7 @@ def budget_changed(cell: Cell, node: CellNode) -> str | None:
     return f"{before_w:.0f} W to {cell.budget_w:.0f} W in {lead_s:.1f} s"
 
 
-def cut_with_brake(cell: Cell, node: CellNode) -> str | None:
+def cut_with_brake(cell: GrantsCell, node: CellNode) -> str | None:
     """A cut without notice, told to the nodes as well, which brake at once."""
     if time.monotonic() < cell.budget_quiet_s or any(each.busy for each in cell.nodes):
         return None
@@ -244,7 +244,7 @@ def cut_with_brake(cell: Cell, node: CellNode) -> str | None:
     return f"to {watts:.0f} W with the brake"
 
 
-def brake(cell: Cell, node: CellNode) -> str | None:
+def brake(cell: GrantsCell, node: CellNode) -> str | None:
     """The brake of one node: by file, or by command."""
     if cell.rng.random() < 0.5:
         replace_file(node.brake_file, b"{}", durable=False, mode=0o644)
@@ -254,7 +254,7 @@ def brake(cell: Cell, node: CellNode) -> str | None:
     return _ask(cell, node, Brake(by="campaign"))
 
 
-def _ask(cell: Cell, node: CellNode, command: Command) -> str | None:
+def _ask(cell: GrantsCell, node: CellNode, command: Command) -> str | None:
     if not node.agent.up or "process" in node.busy:
         return None
     try:
@@ -275,7 +275,7 @@ def _resume(node: CellNode) -> None:
         control.send(node.agent.state_dir / "control.sock", Resume(by="campaign"), timeout_s=1.0)
 
 
-def operator(cell: Cell, node: CellNode) -> str | None:
+def operator(cell: GrantsCell, node: CellNode) -> str | None:
     """A hold of the node, or a pin of one GPU."""
     if cell.rng.random() < 0.5:
         return _ask(cell, node, Hold(by="campaign", why="maintenance"))
@@ -284,7 +284,7 @@ def operator(cell: Cell, node: CellNode) -> str | None:
     return _ask(cell, node, Pin(by="campaign", why="maintenance", gpu=uuid, watts=watts))
 
 
-KINDS: dict[str, tuple[float, Fault]] = {
+KINDS: dict[str, tuple[float, Callable[[GrantsCell, CellNode], str | None]]] = {
     "grant file damaged": (10, damaged_file),
     "grant file repeated": (5, replayed_file),
     "coordinator killed": (5, coordinator_killed),

@@ -16,6 +16,7 @@ def summary(results: Sequence[CellResult], *, seed: int, wall_s: float) -> dict[
     for result in results:
         faults.update(result.faults)
     verdicts = [result.verdict for result in results if result.verdict is not None]
+    under_grants = [result for result in results if result.mode == "grants"]
     failures = [f"cell {result.seed}: {line}" for result in results for line in result.failures]
     ours_ws = sum(verdict.ours_watt_seconds for verdict in verdicts)
     exposures = [each for verdict in verdicts for each in verdict.exposures]
@@ -23,6 +24,7 @@ def summary(results: Sequence[CellResult], *, seed: int, wall_s: float) -> dict[
         "seed": seed,
         "wall_s": wall_s,
         "cells": len(results),
+        "cells_with_annotations": len(results) - len(under_grants),
         "gpus": sum(result.gpus for result in results),
         "faults": dict(sorted(faults.items(), key=lambda entry: -entry[1])),
         "faults_total": faults.total(),
@@ -30,7 +32,7 @@ def summary(results: Sequence[CellResult], *, seed: int, wall_s: float) -> dict[
         "agent_starts": sum(result.agent_starts for result in results),
         "coordinator_starts": sum(result.coordinator_starts for result in results),
         "observed_s": sum(result.observed_s for result in results),
-        "limit_changes": sum(verdict.changes for verdict in verdicts),
+        "limit_changes": sum(result.changes for result in results),
         "samples": sum(result.samples for result in results),
         "longest_gap_between_samples_s": max((r.longest_gap_s for r in results), default=0.0),
         "ours_watt_seconds": ours_ws,
@@ -42,7 +44,7 @@ def summary(results: Sequence[CellResult], *, seed: int, wall_s: float) -> dict[
         "originals_given_back": sum(result.originals for result in results),
         "given_back_as_found": sum(result.originals_as_found for result in results),
         "failures": failures,
-        "passed": not failures and ours_ws == 0 and len(verdicts) == len(results) > 0,
+        "passed": not failures and ours_ws == 0 and len(verdicts) == len(under_grants),
         "details": [result.as_json() for result in results],
     }
 
@@ -71,7 +73,8 @@ def table(figures: dict[str, Any]) -> str:
     """The campaign for people."""
     lines = [
         f"{figures['faults_total']} faults, seed {figures['seed']}, in {figures['wall_s']:.0f} s: "
-        f"{figures['cells']} cells, {figures['gpus']} GPUs, "
+        f"{figures['cells']} cells ({figures['cells_with_annotations']} with annotations), "
+        f"{figures['gpus']} GPUs, "
         f"{figures['agent_starts']} agent starts, "
         f"{figures['coordinator_starts']} coordinator starts",
         f"observed {figures['observed_s']:.0f} s, {figures['limit_changes']} changes of limits, "

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import faults_agent
+import faults_annotated
 import faults_gpu
 import faults_grants
-from faults_cell import Cell, CellSettings
+from faults_annotated import AnnotatedCell
+from faults_base import Cell, CellNode, CellSettings
+from faults_cell import GrantsCell
 from wattline.virtual.judge import Verdict, judge
 
-KINDS = {**faults_agent.KINDS, **faults_gpu.KINDS, **faults_grants.KINDS}
+C = TypeVar("C", bound=Cell)
+Injections = dict[str, tuple[float, Callable[[CellNode], str | None]]]
+"""Per kind of fault: its weight, and what injects it into a node (None: not at present)."""
+
 REST_S = 40.0
 """Within so long after the last fault everything must be at rest again, and given back if asked."""
 
@@ -24,6 +32,8 @@ class CellResult:
     """What came of one cell. `failures`: what must not be; empty is a pass."""
 
     seed: int
+    mode: str = "grants"
+    changes: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     told: list[tuple[float, str, str, str]] = field(default_factory=list)
     """(seconds since the start, node, kind, detail) of each fault."""
@@ -49,23 +59,45 @@ class CellResult:
 
 def run_cell(settings: CellSettings, progress: Callable[[int], None]) -> CellResult:
     """Inject `settings.faults` faults; `progress` hears of each."""
-    cell = Cell(settings)
-    result = CellResult(settings.seed, gpus=settings.nodes * settings.gpus)
-    try:
-        cell.start()
-        result.disk = "tmpfs" if cell.nodes[0].disk.mounted else "file-size limit"
-        _inject(cell, result, progress)
-        _finish(cell, result)
-    finally:
-        cell.close()
+    result = CellResult(settings.seed, settings.mode, gpus=settings.nodes * settings.gpus)
+    if settings.mode == "grants":
+        under_grants = GrantsCell(settings)
+        faults = {
+            **_bound(under_grants, faults_agent.KINDS),
+            **_bound(under_grants, faults_gpu.KINDS),
+            **_bound(under_grants, faults_grants.KINDS),
+        }
+        with contextlib.closing(under_grants):
+            _inject(under_grants, faults, result, progress)
+            _finish_grants(under_grants, result)
+    else:
+        annotated = AnnotatedCell(settings)
+        faults = {
+            **_bound(annotated, faults_agent.KINDS),
+            **_bound(annotated, faults_gpu.KINDS),
+            **_bound(annotated, faults_annotated.KINDS),
+        }
+        with contextlib.closing(annotated):
+            _inject(annotated, faults, result, progress)
+            _finish_annotated(annotated, result)
     return result
 
 
-def _inject(cell: Cell, result: CellResult, progress: Callable[[int], None]) -> None:
+def _bound(
+    cell: C, kinds: Mapping[str, tuple[float, Callable[[C, CellNode], str | None]]]
+) -> Injections:
+    return {name: (weight, partial(fault, cell)) for name, (weight, fault) in kinds.items()}
+
+
+def _inject(
+    cell: Cell, faults: Injections, result: CellResult, progress: Callable[[int], None]
+) -> None:
+    cell.begin()
     assert cell.observer is not None
+    result.disk = "tmpfs" if cell.nodes[0].disk.mounted else "file-size limit"
     choice = random.Random(cell.settings.seed)
-    names = list(KINDS)
-    weights = [KINDS[name][0] for name in names]
+    names = list(faults)
+    weights = [faults[name][0] for name in names]
     done = 0
     if cell.settings.sabotage == "secret":
         cell.later(1.0, cell.raise_in_secret)
@@ -73,7 +105,7 @@ def _inject(cell: Cell, result: CellResult, progress: Callable[[int], None]) -> 
         name = choice.choices(names, weights)[0]
         node = choice.choice(cell.nodes)
         at_s = time.monotonic() - cell.observer.start_s
-        detail = KINDS[name][1](cell, node)
+        detail = faults[name][1](node)
         if detail is None:
             cell.pump(0.02)
             continue
@@ -84,38 +116,73 @@ def _inject(cell: Cell, result: CellResult, progress: Callable[[int], None]) -> 
         cell.pump(choice.expovariate(1.0 / cell.settings.pause_s))
 
 
-def _finish(cell: Cell, result: CellResult) -> None:
-    """Heal, wait for rest, give everything back, end everything, judge."""
-    observer = cell.observer
-    assert observer is not None
+def _heal(cell: Cell, result: CellResult, state: Callable[[], object]) -> None:
+    """End all faults, and see that everything comes to rest."""
     cell.heal()
     healed_s = time.monotonic()
     if cell.pump_until(cell.at_rest, REST_S):
         result.rest_s = time.monotonic() - healed_s
     else:
-        result.failures.append(f"not at rest {REST_S:g} s after the last fault: {cell.status()}")
-    end_s = time.monotonic()
-    _give_back(cell, result)
-    _end_agents(cell, result)
+        result.failures.append(f"not at rest {REST_S:g} s after the last fault: {state()}")
+
+
+def _end_observation(cell: Cell, result: CellResult, end_s: float) -> None:
+    observer = cell.observer
+    assert observer is not None
     observer.stop()
-    for place in (cell.coordinator_hindered, *(node.agent.hindered for node in cell.nodes)):
-        place.end_all()
-    changes = [change for change in observer.changes if change.at_s <= end_s]
-    verdict = judge(
-        changes,
-        cell.known,
-        observer.start_mw,
-        observer.start_s,
-        end_s,
-        round(cell.settings.guard_w * 1000),
-    )
-    result.verdict = verdict
     result.observed_s = end_s - observer.start_s
     result.samples, result.longest_gap_s = observer.samples, observer.longest_gap_s
     result.agent_starts = sum(node.agent.starts for node in cell.nodes)
-    result.coordinator_starts = cell.coordinator.starts
     result.failures += cell.unexpected
     result.failures += [line for node in cell.nodes for line in node.agent.unexpected]
+
+
+def _finish_annotated(cell: AnnotatedCell, result: CellResult) -> None:
+    """Heal, wait for rest, take all pods away, end the agents: originals must be back."""
+    _heal(cell, result, cell.wrong)
+    cell.remove_pods()
+    for node in cell.nodes:
+        code = node.agent.end()
+        if code != 0:
+            result.failures.append(f"agent of {node.name} ended with {code} at the end")
+        back = sum(
+            node.virtual.gpus.enforced_mw(uuid) == node.original_w[uuid] * 1000
+            for uuid in node.uuids
+        )
+        if node.journal_lost:
+            result.originals_as_found += len(node.uuids)
+        else:
+            result.originals += back
+            if back != len(node.uuids):
+                result.failures.append(f"{node.name}: {back} originals restored at shutdown")
+    end_s = time.monotonic()
+    _end_observation(cell, result, end_s)
+    assert cell.observer is not None
+    result.changes = len(cell.observer.changes)
+    result.failures += [
+        f"{change.gpu} was written, and no pod on it had ever opted in: {change}"
+        for change in cell.observer.changes
+        if change.gpu in cell.left_alone and change.pid in cell.known.agents
+    ]
+
+
+def _finish_grants(cell: GrantsCell, result: CellResult) -> None:
+    """Heal, wait for rest, give everything back, end everything, judge."""
+    _heal(cell, result, cell.status)
+    end_s = time.monotonic()
+    _give_back(cell, result)
+    _end_agents(cell, result)
+    _end_observation(cell, result, end_s)
+    observer = cell.observer
+    assert observer is not None
+    for place in (cell.coordinator_hindered, *(node.agent.hindered for node in cell.nodes)):
+        place.end_all()
+    changes = [change for change in observer.changes if change.at_s <= end_s]
+    guard_mw = round(cell.settings.guard_w * 1000)
+    verdict = judge(changes, cell.known, observer.start_mw, observer.start_s, end_s, guard_mw)
+    result.verdict = verdict
+    result.changes = verdict.changes
+    result.coordinator_starts = cell.coordinator.starts
     if verdict.ours_watt_seconds > 0:
         result.failures.append(
             f"{verdict.ours_watt_seconds:.1f} W·s above the budget by us: {verdict.ours[:3]}"
@@ -128,7 +195,7 @@ def _finish(cell: Cell, result: CellResult) -> None:
     ]
 
 
-def _give_back(cell: Cell, result: CellResult) -> None:
+def _give_back(cell: GrantsCell, result: CellResult) -> None:
     """Every GPU gets its original limit by a grant that books it.
 
     A journal that was lost took the true original with it: its agent can only give back what it
@@ -160,7 +227,7 @@ def _give_back(cell: Cell, result: CellResult) -> None:
         result.failures.append(f"not given back (enforced, why): {missing()}")
 
 
-def _end_agents(cell: Cell, result: CellResult) -> None:
+def _end_agents(cell: GrantsCell, result: CellResult) -> None:
     before = {
         uuid: node.virtual.gpus.enforced_mw(uuid) for node in cell.nodes for uuid in node.uuids
     }
