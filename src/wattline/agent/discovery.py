@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from wattline.drivers.gpu.device import GpuDevice, GpuDriver, GpuError
+from wattline.drivers.gpu.device import GpuDevice, GpuDriver, GpuError, GpuFault
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,3 +53,7 @@ class Discovery:
                 self._post(Enumerated(devices=self._driver.enumerate()))
             except GpuError as error:
                 self._post(Enumerated(error=error))
+            except Exception as error:  # A driver's bug must not end the search for GPUs.
+                log.exception("enumeration failed")
+                text = f"enumerate: {type(error).__name__}: {error}"
+                self._post(Enumerated(error=GpuError(GpuFault.UNKNOWN, text)))

@@ -7,6 +7,7 @@ changed, so a look costs little: 20 a second take about 0.1 % of a core.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import stat
@@ -20,6 +21,8 @@ from wattline.core.errors import InputError
 from wattline.drivers.grant_files import MAX_GRANT_BYTES, GrantFile, decode_grants
 from wattline.drivers.json_fields import parse
 from wattline.drivers.trusted_files import read_trusted
+
+log = logging.getLogger(__name__)
 
 _MOST_BRAKE_BYTES = 65536
 
@@ -113,19 +116,25 @@ class FileGrantSource:
 
     def look(self) -> list[GrantEvent]:
         """One look at both files: what has changed since the last one."""
-        events = self._look_at_brake()
-        if self._path is not None and self._file is not None:
-            events += self._look_at_grants(self._path, self._file)
-        return events
+        return self._look_at_brake() + self._look_at_grants()
 
     def _run(self, post: Callable[[GrantEvent], None]) -> None:
         stopped = select.poll()  # cheaper than waiting for an Event, twenty times a second
         stopped.register(self._stop_read, select.POLLIN)
         while True:
-            for event in self.look():
-                post(event)
+            for look in (self._look_at_brake, self._look_at_grants):
+                for event in self._safely(look):
+                    post(event)
             if stopped.poll(1000 * self._poll_s):
                 return
+
+    def _safely(self, look: Callable[[], list[GrantEvent]]) -> list[GrantEvent]:
+        """A look that a bug cannot end: the brake depends on this thread."""
+        try:
+            return look()
+        except Exception as error:
+            log.exception("a look at the grants met a bug")
+            return self._refused(f"{type(error).__name__}: {error}", forget=True)
 
     def _look_at_brake(self) -> list[GrantEvent]:
         if self._brake_file is None:
@@ -141,7 +150,10 @@ class FileGrantSource:
             return [BrakeFile(present=False)]
         return [BrakeFile(present=True, budget_version=_budget_version(self._brake_file))]
 
-    def _look_at_grants(self, path: Path, file: Path) -> list[GrantEvent]:
+    def _look_at_grants(self) -> list[GrantEvent]:
+        path, file = self._path, self._file
+        if path is None or file is None:
+            return []
         try:
             seen = _signature(file)
             if seen is None:

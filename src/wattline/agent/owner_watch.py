@@ -5,6 +5,7 @@ PodResources has no watch, and its calls may block; the loop gets the joined res
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from wattline.drivers.kubelet.join import Joined, OwnerJoin
 from wattline.drivers.kubelet.schedule import BurstSchedule
 from wattline.drivers.pods import OwnerSource, Pod, PodSource, SourceError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +79,15 @@ class OwnerWatch:
         try:
             # Before the owners: a pod that comes in between is then unknown, and looked for again.
             pods = () if self._pods is None else self._pods.pods()
-        except SourceError as error:
-            pods, pods_error = None, str(error)
+        except Exception as error:
+            pods, pods_error = None, _why(error)
         seen_s = self._now()
         try:
             ownership = self._owners.owners()
             joined = self._join.join(ownership, pods or (), seen_s)
             method = ownership.method.value
-        except SourceError as error:
-            owners_error = str(error)
+        except Exception as error:
+            owners_error = _why(error)
         seen = OwnersSeen(
             seen_s=seen_s,
             pods=pods,
@@ -110,3 +113,11 @@ class OwnerWatch:
                 # An event during the look may be about what the look has missed.
                 self._schedule.listed(began_s, settled=settled and events == self._events)
             post(seen)
+
+
+def _why(error: Exception) -> str:
+    """A failed listing in words. A bug in a source freezes limits as any failure does."""
+    if isinstance(error, SourceError):
+        return str(error)
+    log.error("a listing met a bug", exc_info=error)
+    return f"{type(error).__name__}: {error}"
