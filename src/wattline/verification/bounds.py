@@ -29,6 +29,7 @@ class Fault(StrEnum):
     CLAMPED_DOWN = "out-of-band lowering"
     CLAMPED_UP = "out-of-band raising"
     BRAKE = "brake"
+    RESTORE = "restore by hand"
     BUDGET_CUT = "budget cut"
     COORDINATOR_CRASH = "coordinator crash"
     COORDINATOR_CRASH_LOG_LOST = "coordinator crash, log lost"

@@ -39,13 +39,15 @@ class Hardware(NamedTuple):
     ceiling_w: float | None = None
     lag: tuple[Level, ...] = ()
 
+    def clamped_w(self, watts: float) -> float:
+        """What is enforced when `watts` are asked for."""
+        if self.ceiling_w is not None:
+            watts = min(watts, self.ceiling_w)
+        return watts if self.floor_w is None else max(watts, self.floor_w)
+
     def enforce(self, requested_w: float, origin: Origin, settle: int) -> Hardware:
         """Take a request; who lowers a limit answers for no more than stood before."""
-        enforced_w = requested_w
-        if self.ceiling_w is not None:
-            enforced_w = min(enforced_w, self.ceiling_w)
-        if self.floor_w is not None:
-            enforced_w = max(enforced_w, self.floor_w)
+        enforced_w = self.clamped_w(requested_w)
         if enforced_w == self.enforced_w:
             kept = min(origin, self.origin) if enforced_w == requested_w else self.origin
             return self._replace(requested_w=requested_w, origin=kept)

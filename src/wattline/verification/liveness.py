@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from wattline.verification.bounds import MIN_W
 from wattline.verification.desks import DeskStep
+from wattline.verification.hardware import Hardware
 from wattline.verification.machines import GpuKey
 from wattline.verification.site import DEAD, Letter
 from wattline.verification.world import NOBODY, SHARED, Fleet, World, at
@@ -35,6 +36,15 @@ class Settler:
             )
         self.longest = max(self.longest, exchanges)
         return None
+
+    def warm(self, cold: Fleet) -> Fleet:
+        """A fleet after some exchanges without faults, as a start for a search."""
+        fleet = self._calm(cold)
+        for _ in range(MOST_EXCHANGES):
+            if self._enforced(fleet):
+                break
+            fleet = self._exchange(fleet)
+        return fleet._replace(top_epoch=cold.top_epoch, replans=cold.replans)
 
     def settle(self, fleet: Fleet) -> tuple[Fleet, int | None]:
         """The fleet at its plan, and after how many exchanges; None: it did not get there."""
@@ -135,17 +145,26 @@ class Settler:
                 targets[key] = MIN_W if tight else self._world.target_w(fleet.plan, key)
         return targets
 
+    def _enforced(self, fleet: Fleet) -> bool:
+        """True when each GPU is at its target, as far as clamps allow, and has settled there."""
+        return all(
+            gpu.enforced_w == gpu.clamped_w(target_w) and not gpu.lag
+            for gpu, target_w in self._with_targets(fleet)
+        )
+
+    def _with_targets(self, fleet: Fleet) -> list[tuple[Hardware, float]]:
+        targets = self._targets(fleet)
+        return [
+            (gpu, targets[GpuKey(node, gpu.gpu)])
+            for node, number in enumerate(fleet.sites)
+            for gpu in self._world.sites.get(number).hardware
+        ]
+
     def _reached(self, fleet: Fleet) -> bool:
-        """Each GPU at its target as far as clamps allow, nothing booked but that."""
-        if fleet.first < 0:
+        """True when each GPU is at its target, and nothing is booked but that."""
+        if fleet.first < 0 or not self._enforced(fleet):
             return False
-        booked = self._world.desks.booked_w(fleet.first)
-        left = dict(booked)
-        for key, target_w in self._targets(fleet).items():
-            site = self._world.sites.get(fleet.sites[key.node])
-            gpu = next(each for each in site.hardware if each.gpu == key.gpu)
-            limit_w = target_w if gpu.ceiling_w is None else min(target_w, gpu.ceiling_w)
-            limit_w = limit_w if gpu.floor_w is None else max(limit_w, gpu.floor_w)
-            if gpu.enforced_w != limit_w or left.pop(key, None) != max(target_w, limit_w):
-                return False
-        return not any(left.values())
+        wanted_w = sum(
+            max(target_w, gpu.enforced_w) for gpu, target_w in self._with_targets(fleet)
+        )
+        return self._world.desks.machine(fleet.first).ledger.total_booked_w == wanted_w

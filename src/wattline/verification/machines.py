@@ -17,6 +17,7 @@ from wattline.grants.coordinator import Coordinator
 from wattline.grants.messages import Adopt, Grant, Report
 from wattline.grants.node import FIRST_BACKOFF_S, Node
 from wattline.grants.node_state import GpuState
+from wattline.grants.records import Granted, Lowered
 from wattline.verification.bounds import TICK_S
 from wattline.verification.frozen import freeze, thaw
 
@@ -58,7 +59,8 @@ class Shelf(Generic[Machine]):
 class Names(NamedTuple):
     """Numbers in use around one node, each kind in order; a number is renamed to its place.
 
-    sequences: for each GPU, of grants and adoptions; they begin at 0, "nothing acted on".
+    sequences: for each GPU, of grants and adoptions. 0, "nothing acted on", and 1, the first that a
+    coordinator uses, are always among them.
     """
 
     incarnations: tuple[int, ...]
@@ -103,7 +105,7 @@ def union(parts: Iterable[Names]) -> Names:
         incarnations.update(part.incarnations)
         reports.update(part.reports)
         for gpu, numbers in part.sequences:
-            sequences.setdefault(gpu, {0}).update(numbers)
+            sequences.setdefault(gpu, {0, 1}).update(numbers)
     return Names(
         tuple(sorted(incarnations)),
         tuple(sorted(reports)),
@@ -262,7 +264,7 @@ def swap_nodes(machine: Machine, order: tuple[int, ...]) -> Machine:
     def renamed(leaf: Any) -> Any:
         if isinstance(leaf, GpuKey):
             return GpuKey(places[leaf.node], leaf.gpu)
-        if isinstance(leaf, Grant | Adopt):
+        if isinstance(leaf, Grant | Adopt | Granted | Lowered):
             return replace(leaf, gpu=renamed(leaf.gpu))
         return leaf
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from wattline.core.errors import SafetyError
+
 State = TypeVar("State", bound=Hashable)
 _NONE = -1
 _PROGRESS_EVERY = 20_000
@@ -124,22 +126,36 @@ def explore(
 
 
 def _trace(model: Model[State], path: list[State], last: str | None, what: str) -> Violation:
-    """Walk `path` again under the names of one history, so that a trace does not swap its nodes."""
+    """Walk `path` again under the names of one history, so that a trace does not swap its nodes.
+
+    Where a history's own names lead nowhere, it goes on under those of the state on the path.
+    """
     state = model.initial()
     events: list[str] = []
-    lines = [f"{'start':<44} {model.describe(state)}"]
+    lines = [_line("start", model.describe(state))]
     for wanted in path[1:]:
-        event, state = next(
-            (event, raw)
-            for event, raw, _ in model.steps(state)
-            if model.canonical(raw) == wanted
-        )
+        found = _step_to(model, state, wanted)
+        if found is None:
+            found = _step_to(model, model.canonical(state), wanted)
+        if found is None:
+            raise SafetyError(f"no step leads from {state} to {wanted}: a bug of the model")
+        event, state = found
         events.append(event)
-        lines.append(f"{event:<44} {model.describe(state)}")
+        lines.append(_line(event, model.describe(state)))
     if last is not None:
-        event, state = next(
-            (event, raw) for event, raw, broken in model.steps(state) if broken is not None
-        )
+        steps = list(model.steps(state)) + list(model.steps(path[-1]))
+        event, state = next((event, raw) for event, raw, broken in steps if broken == what)
         events.append(event)
-        lines.append(f"{event:<44} {model.describe(state)}")
+        lines.append(_line(event, model.describe(state)))
     return Violation(what, tuple(events), tuple(lines))
+
+
+def _step_to(model: Model[State], state: State, wanted: State) -> tuple[str, State] | None:
+    for event, raw, _ in model.steps(state):
+        if model.canonical(raw) == wanted:
+            return event, raw
+    return None
+
+
+def _line(event: str, after: str) -> str:
+    return f"{event:<66} {after}"

@@ -272,13 +272,12 @@ class Sites:
     def _report(self, site: Site, position: int) -> Iterator[LocalStep]:
         gpu = site.hardware[position]
         node = self.machine(site).copy()
-        report = node.report(gpu.gpu, 0.0)
-        shows = gpu.origin is Origin.OUTSIDE and report.enforced_w == gpu.enforced_w
-        letter = Letter(report, shows)
+        node.on_enforced(gpu.gpu, gpu.enforced_w, 0.0)
+        letter = Letter(node.report(gpu.gpu, 0.0), gpu.origin is Origin.OUTSIDE)
         for rest in room_for(site.outbox[position], self._bounds.in_flight):
             outbox = put(site.outbox, position, (*rest, letter))
             after = self._with_node(site._replace(outbox=outbox), node.copy())
-            yield LocalStep(f"reports {report_words(report)}", self.put(after))
+            yield LocalStep(f"reports {report_words(letter.report)}", self.put(after))
 
     # What others do
 
@@ -295,6 +294,11 @@ class Sites:
                 node = self.machine(site).copy()
                 node.brake()
                 yield self._changed("brakes", site, node, Fault.BRAKE)
+            if Fault.RESTORE in wanted:
+                for gpu in site.hardware:
+                    node = self.machine(site).copy()
+                    node.restore(gpu.gpu, MAX_W)
+                    yield self._changed(f"is to restore g{gpu.gpu}", site, node, Fault.RESTORE)
             if Fault.NODE_CLOCK_FAST in wanted:
                 number = self.tick(self.put(site), node_only=True)
                 yield LocalStep("agent's clock runs ahead", number, Fault.NODE_CLOCK_FAST)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import permutations, product
 from typing import NamedTuple
 
+from wattline.grants.book import Book
 from wattline.grants.messages import Report
 from wattline.grants.records import next_epoch
 from wattline.verification.bounds import CUT_BUDGET, GUARD_W, Bounds, Fault
@@ -88,10 +89,11 @@ class World:
         self._keep_dead = keep_dead
         self.start: Callable[[Fleet], Fleet] = _itself
         self.also: Callable[[Fleet], str | None] = _nothing
+        self._first: Fleet | None = None
         self._faults = tuple(bounds.faults)
         self._orders = _symmetries(bounds)
         self._desk_steps: dict[tuple[int, int, int], tuple[tuple[str, DeskStep], ...]] = {}
-        self._renamed: dict[tuple[int, ...], tuple[int, int, int]] = {}
+        self._renamed: dict[tuple[int, int, int, int, bool], tuple[int, int, int]] = {}
         self._swapped: dict[tuple[object, ...], int] = {}
 
     # The first state
@@ -115,7 +117,9 @@ class World:
 
     def initial(self) -> Fleet:
         """What `start` makes of a cold fleet."""
-        return self.start(self.cold())
+        if self._first is None:
+            self._first = self.start(self.cold())
+        return self._first
 
     # What holds in a state
 
@@ -217,7 +221,9 @@ class World:
         known = self._desk_steps.get(key)
         if known is None:
             moves = []
-            for gpu in self.desks.booked_w(desk):
+            for gpu, booked_w in self.desks.booked_w(desk).items():
+                if not booked_w:
+                    continue  # attested to be gone: in no plan
                 watts = self.target_w(fleet.plan, gpu)
                 step = self.desks.grant(desk, log, gpu, watts)
                 moves.append((f"grants {_gpu_word(gpu)} {watts_word(watts)}", step))
@@ -357,10 +363,9 @@ class World:
 
     def canonical(self, fleet: Fleet) -> Fleet:
         """Numbers in order of their use, nodes in order of their states."""
-        if not self._keep_dead and not self._more_coordinators(fleet):
-            fleet = self._without_letters(fleet)
+        prune = not self._keep_dead and not self._more_coordinators(fleet)
         for node in range(len(fleet.sites)):
-            fleet = self._renumbered(fleet, node)
+            fleet = self._renumbered(fleet, node, prune)
         sites = fleet.sites
         if len(sites) < 2 or len(self._orders) < 2:
             return fleet
@@ -376,48 +381,39 @@ class World:
             return True
         return any(self.may(fleet, fault) for fault in COORDINATOR_STARTS)
 
-    def _without_letters(self, fleet: Fleet) -> Fleet:
-        ledgers = [
-            self.desks.machine(desk).ledger for desk in (fleet.first, fleet.second) if desk >= 0
-        ]
-        for node, number in enumerate(fleet.sites):
-
-            def dead(report: Report[int], node: int = node) -> bool:
-                key = GpuKey(node, report.gpu)
-                for ledger in ledgers:
-                    if key not in ledger.gpus:
-                        return False
-                    book = ledger.book(key)
-                    old = (
-                        report.incarnation == book.incarnation
-                        and report.report_sequence <= book.report_sequence
-                    )
-                    if not old and report.incarnation not in book.ended:
-                        return False
-                return True
-
-            fleet = at(fleet, node, self.sites.without_letters(number, dead))
-        return fleet
-
-    def _renumbered(self, fleet: Fleet, node: int) -> Fleet:
+    def _renumbered(self, fleet: Fleet, node: int, prune: bool) -> Fleet:
         number = fleet.sites[node]
-        key = (fleet.first, fleet.second, node, number)
+        key = (fleet.first, fleet.second, node, number, prune)
         known = self._renamed.get(key)
         if known is None:
-            known = self._renumber(*key)
-            self._renamed[key] = known
-        if known == (fleet.first, fleet.second, number):
+            known = self._renamed[key] = self._renumber(*key)
+        first, second, renamed = known
+        if renamed == number and first == fleet.first and second == fleet.second:
             return fleet
-        return at(fleet._replace(first=known[0], second=known[1]), node, known[2])
+        return at(fleet._replace(first=first, second=second), node, renamed)
 
-    def _renumber(self, first: int, second: int, node: int, number: int) -> tuple[int, int, int]:
+    def _renumber(
+        self, first: int, second: int, node: int, number: int, prune: bool
+    ) -> tuple[int, int, int]:
+        desks = [desk for desk in (first, second) if desk >= 0]
+        if prune:
+            number = self._without_letters(desks, node, number)
         mine = self.sites.names(number)
         heard = set(mine.incarnations)
-        desks = [desk for desk in (first, second) if desk >= 0]
         names = union([mine, *[self.desks.names(desk, node, heard) for desk in desks]])
         to = names.maps()
         renamed = {desk: self.desks.renamed(desk, node, to) for desk in desks}
         return renamed.get(first, first), renamed.get(second, second), self.sites.renamed(number, to)
+
+    def _without_letters(self, desks: list[int], node: int, number: int) -> int:
+        """Drop reports that are old to every coordinator there can be."""
+        ledgers = [self.desks.machine(desk).ledger for desk in desks]
+
+        def dead(report: Report[int]) -> bool:
+            key = GpuKey(node, report.gpu)
+            return all(key in ledger.gpus and _is_old(ledger.book(key), report) for ledger in ledgers)
+
+        return self.sites.without_letters(number, dead)
 
     def _reordered(self, fleet: Fleet, order: tuple[int, ...], plans: tuple[int, ...]) -> Fleet:
         return fleet._replace(
@@ -467,6 +463,12 @@ def at(fleet: Fleet, node: int, site: int) -> Fleet:
     if sites[node] == site:
         return fleet
     return fleet._replace(sites=(*sites[:node], site, *sites[node + 1 :]))
+
+
+def _is_old(book: Book[GpuKey], report: Report[int]) -> bool:
+    if report.incarnation == book.incarnation:
+        return report.report_sequence <= book.report_sequence
+    return report.incarnation in book.ended
 
 
 def _itself(fleet: Fleet) -> Fleet:
