@@ -228,10 +228,9 @@ class Node(Holdings[Gpu]):
         state = self._gpus[gpu]
         if state.writing_mw is not None and not state.write_returned:
             return None
+        # Found below its range, and nothing above that is booked: it cannot be written.
         if state.wanted_mw < state.min_mw:
-            return (
-                None  # found below its range, and nothing above that is booked: cannot be written
-            )
+            return None
         if state.attempted_mw != state.wanted_mw:
             return state.wanted_mw / 1000
         if state.enforced_mw == state.wanted_mw or now_s < state.next_repair_s:
