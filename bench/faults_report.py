@@ -108,7 +108,7 @@ def table(figures: dict[str, Any]) -> str:
         f"above the budget by us: {figures['ours_watt_seconds']:.3f} W·s",
         f"at rest again within: {'never' if rest_s is None else f'{rest_s:.1f} s'} of healing",
         f"given back: {figures['originals_given_back']} originals, and "
-        f"{figures['given_back_as_found']} as found after the journal was damaged, "
+        f"{figures['given_back_as_found']} as found later (damaged journal, other writer), "
         f"of {figures['gpus']} GPUs",
     ]
     lines += [f"FAILED {line}" for line in figures["failures"]]

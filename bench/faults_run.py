@@ -141,23 +141,27 @@ def _finish_annotated(cell: AnnotatedCell, result: CellResult) -> None:
     """Heal, wait for rest, take all pods away, end the agents: originals must be back."""
     _heal(cell, result, cell.wrong)
     cell.remove_pods()
+    assert cell.observer is not None
+    others = {each.gpu for each in cell.observer.changes if each.pid not in cell.known.agents}
     for node in cell.nodes:
+        facts = node.agent.facts()
         code = node.agent.end()
         if code != 0:
             result.failures.append(f"agent of {node.name} ended with {code} at the end")
-        back = sum(
-            node.virtual.gpus.enforced_mw(uuid) == node.original_w[uuid] * 1000
-            for uuid in node.uuids
-        )
-        if node.journal_lost:
-            result.originals_as_found += len(node.uuids)
-        else:
-            result.originals += back
-            if back != len(node.uuids):
-                result.failures.append(f"{node.name}: {back} originals restored at shutdown")
-    end_s = time.monotonic()
-    _end_observation(cell, result, end_s)
-    assert cell.observer is not None
+        for uuid in node.uuids:
+            wanted_w = node.original_w[uuid]
+            if uuid in others or node.journal_lost:
+                # What another writer left there while the agent did not manage the GPU, or what
+                # was found after the journal was lost, is the original then.
+                wanted_w = facts.get(uuid, {}).get("original_w") or wanted_w
+            enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
+            if enforced_w != wanted_w:
+                result.failures.append(f"{uuid} at {enforced_w} W after shutdown, not {wanted_w}")
+            elif wanted_w == node.original_w[uuid]:
+                result.originals += 1
+            else:
+                result.originals_as_found += 1
+    _end_observation(cell, result, time.monotonic())
     result.changes = len(cell.observer.changes)
     result.failures += [
         f"{change.gpu} was written, and no pod on it had ever opted in: {change}"
@@ -210,8 +214,8 @@ def _give_back(cell: GrantsCell, result: CellResult) -> None:
             for uuid in node.uuids:
                 enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
                 said = facts.get(uuid, {})
-                wanted_w = said.get("wanted_w") if node.journal_lost else node.original_w[uuid]
-                if said.get("reason") != "restored" or enforced_w != wanted_w:
+                back = node.journal_lost or enforced_w == node.original_w[uuid]
+                if said.get("reason") != "restored" or not back:
                     left[uuid] = (enforced_w, str(said.get("reason")))
         return left
 
