@@ -14,27 +14,144 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from wattline.core.errors import WattlineError
+from wattline.core.errors import InputError, WattlineError
 from wattline.core.fleet import Role
 from wattline.core.snapshot import Phase
 from wattline.live.worker_blocks import LiveCache
 from wattline.live.worker_engine import LiveEngine
 from wattline.live.worker_gpus import WorkerGpus
 from wattline.live.worker_loop import WorkerLoop
-from wattline.live.worker_page import Page
+from wattline.live.worker_page import Metric, Page
 from wattline.live.worker_signals import DynamoSignals, metrics_of
 from wattline.live.worker_spec import WorkerSpec, build_engine
 
 log = logging.getLogger("wattline.worker")
 
+_END_S = 5.0
+"""How long Dynamo's runtime may take to let go after the last request."""
 
-async def serve(spec: WorkerSpec, gpus: WorkerGpus, born_s: float) -> int:
-    """Run one worker until it is told to end; returns the exit code."""
+
+class DynamoWorker:
+    """The worker's life with Dynamo: register, serve, drain."""
+
+    def __init__(self, spec: WorkerSpec, worker: WorkerLoop) -> None:
+        self._spec = spec
+        self._worker = worker
+        self._phase = Phase.STARTING
+        self._asked = asyncio.Event()
+
+    def ask_to_end(self) -> None:
+        """Finish what is in flight, then end."""
+        self._asked.set()
+
+    def not_ready(self) -> str | None:
+        """Why it takes no requests; None: it does."""
+        return None if self._phase is Phase.READY else self._phase.value
+
+    def metrics(self) -> list[Metric]:
+        """Its series now."""
+        return metrics_of(self._worker, self._phase)
+
+    async def live(self, url: str) -> bool:
+        """Serve until asked to end. True when every request got its answer.
+
+        WattlineError when a GPU is lost.
+        """
+        driving = asyncio.create_task(self._worker.run(), name="engine")
+        asked = asyncio.create_task(self._asked.wait(), name="asked")
+        try:
+            loaded = asyncio.create_task(self._worker.ready(), name="loaded")
+            await _first(loaded, driving, asked)
+            loaded.cancel()
+            return True if asked.done() else await self._serve(url, driving, asked)
+        finally:
+            asked.cancel()
+            self._worker.end()
+            await driving
+
+    async def _serve(
+        self, url: str, driving: asyncio.Task[None], asked: asyncio.Task[bool]
+    ) -> bool:
+        spec, worker = self._spec, self._worker
+        runtime = import_module("dynamo.runtime").DistributedRuntime(
+            asyncio.get_running_loop(),
+            os.environ["DYN_DISCOVERY_BACKEND"],
+            os.environ["DYN_REQUEST_PLANE"],
+        )
+        endpoint = runtime.endpoint(spec.endpoint)
+        serving = asyncio.ensure_future(endpoint.serve_endpoint(self._generate))
+        signals = DynamoSignals(spec, endpoint)
+        try:
+            await signals.connect()
+            worker.signals = signals
+            await _register(spec, endpoint, worker.engine.engine.kv_capacity_tokens)
+            self._phase = Phase.READY
+            _say("ready", worker=spec.name, metrics=f"{url}/metrics")
+            await _first(serving, driving, asked)
+            if not asked.done():
+                return False
+            return await self._drain(endpoint)
+        finally:
+            self._phase = Phase.DRAINING
+            signals.close()
+            runtime.shutdown()
+            await asyncio.wait([serving], timeout=_END_S)
+
+    async def _drain(self, endpoint: Any) -> bool:
+        """Leave Dynamo's discovery, then wait: requests already sent to us still arrive."""
+        self._phase = Phase.DRAINING
+        _say("draining", worker=self._spec.name, in_flight=self._worker.engine.in_flight)
+        await endpoint.unregister_endpoint_instance()
+        await asyncio.sleep(self._spec.quiet_s)
+        clean = await self._worker.drained(self._spec.drain_s)
+        _say("drained", worker=self._spec.name, lost=self._worker.engine.in_flight)
+        return clean
+
+    async def _generate(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        async for item in self._worker.answer(request):
+            yield item
+
+
+async def _register(spec: WorkerSpec, endpoint: Any, kv_tokens: int) -> None:
+    """The model's card, by role; prefill and decode each say that they need the other."""
+    llm = import_module("dynamo.llm")
+    config = llm.ModelRuntimeConfig()
+    config.total_kv_blocks = kv_tokens // spec.block_tokens
+    config.max_num_seqs = spec.max_num_seqs
+    config.max_num_batched_tokens = spec.max_batched_tokens
+    kinds = llm.WorkerType
+    text = llm.ModelType.Chat | llm.ModelType.Completions
+    model_type, kind, needs = {
+        Role.AGGREGATED: (text, kinds.Aggregated, None),
+        Role.DECODE: (text, kinds.Decode, [[kinds.Prefill]]),
+        Role.PREFILL: (llm.ModelType.Prefill, kinds.Prefill, [[kinds.Decode]]),
+    }[spec.role]
+    await llm.register_model(
+        llm.ModelInput.Tokens,
+        model_type,
+        endpoint,
+        spec.model_dir,
+        spec.served_name,
+        worker_type=kind,
+        kv_cache_block_size=spec.block_tokens,
+        runtime_config=config,
+        needs=needs,
+    )
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def serve(spec: WorkerSpec, gpus: WorkerGpus, born_s: float) -> bool:
+    """Run one worker until it is told to end; True when no request was lost."""
     loop = asyncio.get_running_loop()
-    zero_s = loop.time() - (time.monotonic() - born_s)
     cache = LiveCache(spec.block_tokens)
     engine = LiveEngine(
         engine=build_engine(spec, gpus.product.name),
@@ -46,143 +163,36 @@ async def serve(spec: WorkerSpec, gpus: WorkerGpus, born_s: float) -> int:
         tokens_per_block=spec.block_tokens,
         cache=cache,
     )
-    worker = WorkerLoop(spec, engine, gpus, cache, zero_s)
-    asked = asyncio.Event()
+    zero_s = loop.time() - (time.monotonic() - born_s)
+    dynamo = DynamoWorker(spec, WorkerLoop(spec, engine, gpus, cache, zero_s))
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    state = _State(worker)
+        loop.add_signal_handler(number, dynamo.ask_to_end)
     labels = {"worker": spec.name, "role": spec.role.value, "model": spec.served_name}
-    page = Page(spec.metrics_port, labels, state.metrics, state.not_ready)
-    driving = asyncio.create_task(worker.run(), name="engine")
+    page = Page(spec.metrics_port, labels, dynamo.metrics, dynamo.not_ready)
     try:
-        return await _life(spec, worker, state, page, driving, asked)
+        return await dynamo.live(page.url)
     finally:
-        worker.end()
-        await asyncio.gather(driving, return_exceptions=True)
         page.close()
 
 
-class _State:
-    """Phase and numbers for the page."""
-
-    def __init__(self, worker: WorkerLoop) -> None:
-        self._worker = worker
-        self.serving = False
-        self.draining = False
-
-    def not_ready(self) -> str | None:
-        if self.draining:
-            return "draining"
-        return None if self.serving else "starting"
-
-    def metrics(self) -> list[Any]:
-        phase = Phase.DRAINING if self.draining else Phase.STARTING
-        return metrics_of(self._worker, Phase.READY if self.not_ready() is None else phase)
+def _say(event: str, **fields: object) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
 
 
-async def _life(
-    spec: WorkerSpec,
-    worker: WorkerLoop,
-    state: _State,
-    page: Page,
-    driving: asyncio.Task[None],
-    asked: asyncio.Event,
-) -> int:
-    """Load, register, serve, drain."""
-    from dynamo.llm import ModelInput, ModelRuntimeConfig, ModelType, WorkerType, register_model
-    from dynamo.runtime import DistributedRuntime
-
-    if not await _first(asyncio.create_task(worker.ready()), driving, asked):
-        return _failed(driving)
-    runtime = DistributedRuntime(
-        asyncio.get_running_loop(), os.environ["DYN_DISCOVERY_BACKEND"], os.environ["DYN_REQUEST_PLANE"]
-    )
-    endpoint = runtime.endpoint(spec.endpoint)
-    config = ModelRuntimeConfig()
-    config.total_kv_blocks = worker.engine.engine.kv_capacity_tokens // spec.block_tokens
-    config.max_num_seqs = spec.max_num_seqs
-    config.max_num_batched_tokens = spec.max_batched_tokens
-    text = ModelType.Chat | ModelType.Completions
-    kinds: dict[Role, tuple[Any, Any, Any]] = {
-        Role.AGGREGATED: (text, WorkerType.Aggregated, None),
-        Role.DECODE: (text, WorkerType.Decode, [[WorkerType.Prefill]]),
-        Role.PREFILL: (ModelType.Prefill, WorkerType.Prefill, [[WorkerType.Decode]]),
-    }
-    model_type, worker_type, needs = kinds[spec.role]
-
-    async def generate(request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
-        async for item in worker.answer(request):
-            yield item
-
-    serving = asyncio.ensure_future(endpoint.serve_endpoint(generate, graceful_shutdown=True))
-    signals = DynamoSignals(spec, endpoint)
-    await signals.connect()
-    worker.signals = signals
-    worker.on_blocks = signals.tell_blocks
-    await register_model(
-        ModelInput.Tokens,
-        model_type,
-        endpoint,
-        spec.model_dir,
-        spec.served_name,
-        worker_type=worker_type,
-        kv_cache_block_size=spec.block_tokens,
-        runtime_config=config,
-        needs=needs,
-    )
-    state.serving = True
-    _say({"event": "ready", "worker": spec.name, "metrics": f"{page.url}/metrics"})
-    ended = await _first(serving, driving, asked)
-    state.draining = True
-    if driving.done():
-        return _failed(driving)
-    _say({"event": "draining", "worker": spec.name, "in_flight": worker.engine.in_flight})
-    await endpoint.unregister_endpoint_instance()
-    await asyncio.sleep(spec.quiet_s)
-    clean = await worker.drained(spec.drain_s)
-    _say({"event": "drained", "worker": spec.name, "lost": worker.engine.in_flight})
-    signals.close()
-    runtime.shutdown()
-    await asyncio.wait([serving], timeout=5.0)
-    return 0 if clean and not ended else 1
-
-
-async def _first(
-    wanted: asyncio.Future[Any], driving: asyncio.Task[None], asked: asyncio.Event
-) -> bool:
-    """Wait for `wanted`, the end of the engine or the wish to end; True if it was `wanted`."""
-    wish = asyncio.create_task(asked.wait())
-    try:
-        await asyncio.wait([wanted, driving, wish], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        wish.cancel()
-    return wanted.done()
-
-
-def _failed(driving: asyncio.Task[None]) -> int:
-    """0 when we were asked to end before serving; else raise what ended the engine."""
-    if driving.done():
-        driving.result()
-        return 1
-    return 0
-
-
-def _say(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
-
-
-def main() -> int:
-    """Run the worker of the specification in the first argument; exit codes as the command's."""
+def main(arguments: list[str]) -> int:
+    """Run the worker of a specification: exit code 0 drained, 1 failed or lost, 2 bad input."""
     born_s = time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        spec = WorkerSpec.from_json(sys.argv[1])
+        if len(arguments) != 1:
+            raise InputError("worker", arguments, "give one specification, as JSON")
+        spec = WorkerSpec.from_json(arguments[0])
         with WorkerGpus(Path(spec.gpus_file), spec.gpus) as gpus:
-            return asyncio.run(serve(spec, gpus, born_s))
+            return 0 if asyncio.run(serve(spec, gpus, born_s)) else 1
     except WattlineError as error:
         print(f"wattline worker: {error}", file=sys.stderr)
         return error.exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

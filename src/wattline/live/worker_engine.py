@@ -230,7 +230,7 @@ class LiveEngine:
         self._replica.enqueue(self._outcomes.jobs[index].sequence, now)
 
     def obey(self, now: float, limits_w: tuple[float, ...], clocks: tuple[float, ...]) -> None:
-        """From now on the GPUs run under these limits and clock ceilings (fractions of the most)."""
+        """From now on the GPUs run under these limits and clock ceilings (fractions)."""
         self.run_until(now)
         for gpu, (cap_w, clock) in enumerate(zip(limits_w, clocks, strict=True)):
             self._workers.write(gpu, cap_w, clock, now)

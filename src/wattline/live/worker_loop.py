@@ -51,6 +51,10 @@ class Signals(Protocol):
         """The load has changed."""
         ...
 
+    def tell_blocks(self, cache: LiveCache) -> None:
+        """Blocks came into the prefix cache or left it: take them out of `cache.events`."""
+        ...
+
 
 @dataclass(slots=True)
 class Lag:
@@ -81,7 +85,6 @@ class WorkerLoop:
         self.cache = cache
         self.lag = Lag()
         self.signals: Signals | None = None
-        self.on_blocks: Callable[[LiveCache], None] | None = None
         self._gpus = gpus
         self._zero_s = zero_s
         self._loop = asyncio.get_running_loop()
@@ -128,8 +131,8 @@ class WorkerLoop:
         self._gpus.want(load.wanted_w, self._clocks)
         if self.signals is not None:
             self.signals.tell(load)
-        if self.on_blocks is not None and self.cache.events:
-            self.on_blocks(self.cache)
+            if self.cache.events:
+                self.signals.tell_blocks(self.cache)
 
     async def _sleep_until(self, deadline_s: float) -> None:
         self._alarm = alarm = self._loop.create_future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from importlib import import_module
 from typing import Any
 
 from wattline.core.snapshot import Phase
@@ -20,19 +21,15 @@ LOAD_PERIOD_S = 0.1
 
 
 class DynamoSignals:
-    """Load for the router, forward-pass metrics for the planner, cache events for routing by prefix.
-
-    The libraries are Dynamo's own, imported here: the module can be read without them.
-    """
+    """Load for the router, forward-pass metrics for the planner, cache events for the router."""
 
     def __init__(self, spec: WorkerSpec, endpoint: Any) -> None:
-        from dynamo.llm import FpmDirectPublisher, KvEventPublisher, WorkerMetricsPublisher
-
+        llm = import_module("dynamo.llm")
         self._spec = spec
         self._endpoint = endpoint
-        self._load = WorkerMetricsPublisher()
-        self._passes = FpmDirectPublisher(endpoint, str(endpoint.connection_id()))
-        self._blocks = KvEventPublisher(endpoint, kv_block_size=spec.block_tokens)
+        self._load = llm.WorkerMetricsPublisher()
+        self._passes = llm.FpmDirectPublisher(endpoint, str(endpoint.connection_id()))
+        self._blocks = llm.KvEventPublisher(endpoint, kv_block_size=spec.block_tokens)
         self._told: tuple[int, int] | None = None
         self._told_s = 0.0
         self._steps = -1
@@ -122,9 +119,7 @@ def metrics_of(worker: WorkerLoop, phase: Phase) -> list[Metric]:
             "Requests taken and not finished.",
             worker.engine.in_flight,
         ),
-        Metric(
-            f"{name}completed_requests_total", counter, "Finished.", worker.engine.completed
-        ),
+        Metric(f"{name}completed_requests_total", counter, "Finished.", worker.engine.completed),
         Metric(f"{name}passes_total", counter, "Forward passes.", load.steps),
         Metric(f"{name}generated_tokens_total", counter, "Output tokens.", load.generated_tokens),
         Metric(
@@ -140,12 +135,8 @@ def metrics_of(worker: WorkerLoop, phase: Phase) -> list[Metric]:
             "Draw per GPU of the pass that runs at the largest limit.",
             load.wanted_w,
         ),
-        Metric(
-            f"{name}draw_watts", gauge, "Draw per GPU under the present limit.", load.drawn_w
-        ),
-        Metric(
-            f"{name}pass_seconds", gauge, "Length of the pass that runs; 0: idle.", load.pass_s
-        ),
+        Metric(f"{name}draw_watts", gauge, "Draw per GPU under the present limit.", load.drawn_w),
+        Metric(f"{name}pass_seconds", gauge, "Length of the pass that runs; 0: idle.", load.pass_s),
         Metric(f"{name}lag_seconds_sum", counter, "Lateness of wakes.", lag.sum_s),
         Metric(f"{name}lag_seconds_count", counter, "Wakes for the engine.", lag.wakes),
         Metric(f"{name}lag_seconds_max", gauge, "Largest lateness of a wake so far.", lag.max_s),

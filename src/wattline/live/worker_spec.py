@@ -12,6 +12,13 @@ from wattline.core.errors import InputError
 from wattline.core.fleet import Deployment, Pool, Role, Slo
 
 ENGINES = ("roofline", "polynomial")
+_COUNTS = (
+    "max_num_seqs",
+    "max_batched_tokens",
+    "block_tokens",
+    "default_max_tokens",
+    "stream_steps",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +30,7 @@ class WorkerSpec:
     cache, equal on all workers of a model. drain_s: how long requests in flight may take after
     SIGTERM; quiet_s: how long requests that a frontend has sent already may still arrive.
     default_max_tokens: output of a request that names none. stream_steps: decode steps per item of
-    the answer. metrics_port: 0 takes a free one. seed_name tells replicas of one pool apart.
+    the answer. metrics_port: 0 takes a free one. `name` is the label of the worker's own series.
     """
 
     role: Role
@@ -44,7 +51,6 @@ class WorkerSpec:
     quiet_s: float = 1.0
     default_max_tokens: int = 256
     stream_steps: int = 1
-    prefill_gpus: int = 1
     metrics_port: int = 0
     name: str = "worker"
 
@@ -82,15 +88,14 @@ class WorkerSpec:
         """Raise InputError for values that no worker can run with."""
         if self.engine not in ENGINES:
             raise InputError("worker, engine", self.engine, f"use one of {', '.join(ENGINES)}")
-        for name in ("max_num_seqs", "max_batched_tokens", "block_tokens", "default_max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"worker, {name}", getattr(self, name), "at least 1")
-        for name in ("stream_steps", "prefill_gpus"):
-            if getattr(self, name) < 1:
-                raise InputError(f"worker, {name}", getattr(self, name), "at least 1")
+        for name in _COUNTS:
+            found = getattr(self, name)
+            if not isinstance(found, int) or found < 1:
+                raise InputError(f"worker, {name}", found, "a whole number, at least 1")
         for name in ("startup_s", "drain_s", "quiet_s"):
-            if not 0.0 <= getattr(self, name) <= 86_400.0:
-                raise InputError(f"worker, {name}", getattr(self, name), "0 to 86400 seconds")
+            found = getattr(self, name)
+            if not isinstance(found, int | float) or not 0.0 <= found <= 86_400.0:
+                raise InputError(f"worker, {name}", found, "0 to 86400 seconds")
         if not (Path(self.model_dir) / "tokenizer.json").exists():
             remedy = "no tokenizer.json: `python -m wattline.live.environment` makes one"
             raise InputError("worker, model_dir", self.model_dir, remedy)

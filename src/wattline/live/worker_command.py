@@ -1,0 +1,40 @@
+"""The command of one worker process: argv, variables, and which GPUs of a node it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wattline.core.errors import InputError
+from wattline.live.environment import Environment
+from wattline.live.worker_spec import WorkerSpec
+from wattline.virtual.gpus import VirtualGpus
+
+
+def worker_command(
+    environment: Environment, spec: WorkerSpec, discovery: Path, system_port: int | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Argv and the variables to add. `discovery`: the folder that all Dynamo processes share.
+
+    `system_port`: where Dynamo's runtime shows its own series; None: nowhere.
+    """
+    env = environment.variables(discovery)
+    if system_port is not None:
+        env["DYN_SYSTEM_PORT"] = str(system_port)
+    argv = [str(environment.python), "-m", "wattline.live.worker", spec.to_json()]
+    return argv, env
+
+
+def on_node(node: Path, gpus: str) -> tuple[Path, tuple[str, ...]]:
+    """State file and UUIDs of `gpus` (UUIDs or indices, with commas) of a virtual node's folder."""
+    state_file = node.absolute() / "gpus.state"
+    if not state_file.exists():
+        raise InputError("virtual node", str(node), "there is none: `wattline virtual-node create`")
+    with VirtualGpus(state_file) as found:
+        uuids = found.uuids()
+        named = [word.strip() for word in gpus.split(",") if word.strip()]
+        for word in named:
+            if word.isdecimal() and int(word) >= len(uuids):
+                raise InputError("GPU", word, f"the node has {len(uuids)} GPUs")
+            if not word.isdecimal() and word not in uuids:
+                raise InputError("GPU", word, "no GPU of the node has this UUID")
+        return state_file, tuple(uuids[int(w)] if w.isdecimal() else w for w in named)
