@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {"resume": ("gpu",), "restore": ("gpu",)}
 _LARGEST_W = 100_000.0
+_LONGEST_NAME = 107
+"""Bytes of a unix socket's name; source: sockaddr_un of linux/un.h, less the end."""
 
 
 def decode_command(name: str, content: bytes) -> Command:
@@ -95,6 +99,19 @@ def fetch(control_socket: Path, path: str, *, timeout_s: float = 5.0) -> bytes:
     return content
 
 
+@contextmanager
+def socket_name(path: Path) -> Iterator[str]:
+    """A name of `path` for bind or connect: Linux takes 107 bytes, directories may be deeper."""
+    if len(os.fsencode(path)) <= _LONGEST_NAME:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
@@ -103,7 +120,8 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        with socket_name(self._path) as name:
+            self.sock.connect(name)
 
 
 def _exchange(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from wattline.agent.commands import Answer, Command
-from wattline.agent.control import MAX_COMMAND_BYTES, decode_command
+from wattline.agent.control import MAX_COMMAND_BYTES, decode_command, socket_name
 from wattline.agent.settings import address_of, is_loopback
 from wattline.agent.snapshot import AgentSnapshot
 from wattline.agent.status import encode_status
@@ -46,7 +46,6 @@ MIN_TOKEN = 16
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
-_LONGEST_SOCKET_PATH = 100  # Linux has 108 bytes with the end; the file beside it is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,13 +320,12 @@ class _ControlServer(_Bounded):
 
     def server_bind(self) -> None:
         """Bind out of others' reach and move into place, so that it is never open to others."""
-        if len(os.fsencode(self._path)) > _LONGEST_SOCKET_PATH - 12:
-            raise InputError("state_dir", str(self._path), "too long for a unix socket")
         if _somebody_listens(self._path):
             raise WattlineError(f"{self._path}: another agent listens here: end it first")
         with tempfile.TemporaryDirectory(prefix=".c", dir=self._path.parent) as private:
             bound = os.path.join(private, "s")
-            self.socket.bind(bound)
+            with socket_name(Path(bound)) as name:
+                self.socket.bind(name)
             os.chmod(bound, 0o600)
             self._inode = os.stat(bound).st_ino
             os.replace(bound, self._path)
@@ -359,7 +357,8 @@ def _somebody_listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(2.0)
         try:
-            probe.connect(str(path))
+            with socket_name(path) as name:
+                probe.connect(name)
         except TimeoutError:
             return True
         except OSError:

@@ -91,7 +91,8 @@ class Place:
             if answer.returncode == 0 and what(status := json.loads(answer.stdout)):
                 found: Status = status
                 return found
-            assert time.monotonic() < end_s, answer.stderr + self.log.read_text(encoding="utf-8")
+            assert self.processes[-1].poll() is None, self.logged()
+            assert time.monotonic() < end_s, answer.stderr + self.logged()
             time.sleep(0.05)
 
     def ready(self) -> Status:
