@@ -110,12 +110,12 @@ class Actuator:
         if readings.facts is not None:
             entry.facts = readings.facts
         if not entry.known:
-            self._first_reading(entry, readings.enforced_w, readings.read_s)
+            self._first_reading(entry, readings.enforced_w, readings.read_s, readings.requested_w)
             return
         limits = None if readings.facts is None else readings.facts.limits
         if limits is not None:
             self.node.set_range(entry.uuid, limits.min_w, limits.max_w)
-        self._on_enforced(entry, readings.enforced_w, readings.read_s)
+        self._on_enforced(entry, readings.enforced_w, readings.read_s, readings.requested_w)
         entry.clock.look(readings.sm_clock_mhz, readings.read_s)
 
     def _fault(self, entry: GpuEntry, readings: Readings) -> None:
@@ -135,7 +135,9 @@ class Actuator:
             self.tally.add(counter_key("wattline_agent_gpu_faults_total", fault="hung"))
         entry.fault, entry.sure = text, False
 
-    def _first_reading(self, entry: GpuEntry, enforced_w: float, now_s: float) -> None:
+    def _first_reading(
+        self, entry: GpuEntry, enforced_w: float, now_s: float, requested_w: float | None
+    ) -> None:
         """A GPU whose limit and range are known for the first time in this run."""
         facts = entry.facts
         if facts is None or facts.limits is None:
@@ -147,6 +149,12 @@ class Actuator:
         journalled = None
         if self.settings.mode is Mode.ANNOTATIONS or not entry.ours:
             entry.ours = record.may_be_ours(enforced_w)
+        if self.journal.unjournalled and record.original_w is not None and not record.ours_w:
+            entry.ours = entry.ours or enforced_w < record.original_w
+        if entry.ours and not record.ours_w:
+            entry.record = record = with_ours(record, enforced_w)
+        elif record.ours_w and not entry.ours:
+            entry.record = record = replace(record, ours_w=())
         if entry.ours and self.settings.mode is Mode.GRANTS:
             journalled = JournalledGpu(
                 held_w=enforced_w if record.held_w is None else record.held_w,
@@ -157,7 +165,7 @@ class Actuator:
         elif self.settings.brake_w is not None:
             brake_w = min(max(self.settings.brake_w, limits.min_w), limits.max_w)
             journalled = JournalledGpu(held_w=enforced_w, brake_w=brake_w)
-        found = Found(enforced_w, limits.min_w, limits.max_w)
+        found = Found(enforced_w, limits.min_w, limits.max_w, requested_w)
         self.node.add_gpu(entry.uuid, found, now_s, journalled)
         entry.known = True
         entry.orphan = entry.ours
@@ -174,9 +182,11 @@ class Actuator:
             },
         )
 
-    def _on_enforced(self, entry: GpuEntry, enforced_w: float, read_s: float) -> None:
-        self.node.on_enforced(entry.uuid, enforced_w, read_s)
-        if entry.releasing and entry.write is None and enforced_w == self.node.wanted_w(entry.uuid):
+    def _on_enforced(
+        self, entry: GpuEntry, enforced_w: float, read_s: float, requested_w: float | None
+    ) -> None:
+        self.node.on_enforced(entry.uuid, enforced_w, read_s, requested_w)
+        if entry.releasing and entry.write is None and _has_original(entry):
             self._released(entry)
 
     def _released(self, entry: GpuEntry) -> None:
@@ -185,12 +195,10 @@ class Actuator:
         log.info("original limit given back", extra={"gpu": entry.uuid, "audit": True})
 
     def release(self, entry: GpuEntry) -> None:
-        """The state wants the original limit now; once it is enforced the GPU is not ours."""
+        """The state wants the original limit now; once it is back the GPU is not ours."""
         entry.releasing = True
         entry.clock.wanted = None
-        enforced_w = None if entry.readings is None else entry.readings.enforced_w
-        untouched = entry.readings is not None and entry.readings.requested_w in (None, enforced_w)
-        if entry.write is None and untouched and enforced_w == self.node.wanted_w(entry.uuid):
+        if entry.write is None and _has_original(entry):
             self._released(entry)
 
     # Writing
@@ -207,7 +215,7 @@ class Actuator:
                 entry.record = replace(entry.record, original_w=found_w(entry))
         durable = self._journalled({entry.uuid: record for entry, _, record in due})
         for entry, order, record in due:
-            if durable or self._is_lowering(entry, order):
+            if durable or self._may_lower(entry, order):
                 self._send(entry, order, record, now_s)
         self._aim_brake()
 
@@ -272,11 +280,21 @@ class Actuator:
         state = self.node.state(entry.uuid)
         return state.attempted_mw == state.wanted_mw
 
-    def _is_lowering(self, entry: GpuEntry, order: Order) -> bool:
+    def _may_lower(self, entry: GpuEntry, order: Order) -> bool:
+        """Whether the order only lowers; the byte beside the journal then says whose limit it is.
+
+        It is carried out even if not that much can be written: a restart then takes the lowered
+        limit for the original.
+        """
         if self.settings.mode is not Mode.GRANTS or order.watts is None:
             return False
         state = self.node.state(entry.uuid)
-        return order.watts * 1000 < min(state.enforced_mw, state.writing_mw or state.enforced_mw)
+        under_way_mw = state.enforced_mw if state.writing_mw is None else state.writing_mw
+        if order.watts * 1000 >= min(state.enforced_mw, under_way_mw):
+            return False
+        if not self.journal.mark_unjournalled():
+            log.error("limit lowered without a trace on the disk", extra={"gpu": entry.uuid})
+        return True
 
     def _send(self, entry: GpuEntry, order: Order, record: GpuRecord, now_s: float) -> None:
         self._serial += 1
@@ -309,7 +327,7 @@ class Actuator:
         if written.order.watts is not None:
             self._limit_written(entry, written)
         elif written.enforced_w is not None:
-            self._on_enforced(entry, written.enforced_w, written.done_s)
+            self._on_enforced(entry, written.enforced_w, written.done_s, written.requested_w)
         if written.order.clock_mhz is not None or written.order.reset_clocks:
             self._clock_written(entry, written)
 
@@ -335,11 +353,11 @@ class Actuator:
         is_newest = entry.write is not None and entry.write.serial == order.serial
         if is_newest and (not written.braking or order.brakes == self.brakes):
             entry.write = None
-            self.node.end_write(entry.uuid, enforced_w, written.done_s)
+            self.node.end_write(entry.uuid, enforced_w, written.done_s, written.requested_w)
             if enforced_w is not None:
-                self._on_enforced(entry, enforced_w, written.done_s)
+                self._on_enforced(entry, enforced_w, written.done_s, written.requested_w)
         elif enforced_w is not None:
-            self._on_enforced(entry, enforced_w, written.done_s)
+            self._on_enforced(entry, enforced_w, written.done_s, written.requested_w)
         entry.sure = enforced_w is not None
         entry.fault = None if written.error is None else str(written.error)
         log.debug(
@@ -400,3 +418,13 @@ class Actuator:
         self.node.brake()
         entry.orphan = entry.orphan or not entry.ours
         entry.ours = True
+
+
+def _has_original(entry: GpuEntry) -> bool:
+    """Whether the original limit is asked for again; less may be enforced out of band."""
+    readings, original_w = entry.readings, entry.record.original_w
+    if readings is None or original_w is None:
+        return False
+    if readings.requested_w is None:
+        return readings.enforced_w == original_w
+    return readings.requested_w == original_w

@@ -233,7 +233,8 @@ class Node(Holdings[Gpu]):
             return None
         if state.attempted_mw != state.wanted_mw:
             return state.wanted_mw / 1000
-        if state.enforced_mw == state.wanted_mw or now_s < state.next_repair_s:
+        hidden = state.grant_mw is not None and state.comes_back_mw > state.wanted_mw
+        if (state.enforced_mw == state.wanted_mw and not hidden) or now_s < state.next_repair_s:
             return None
         return state.wanted_mw / 1000
 
@@ -241,7 +242,8 @@ class Node(Holdings[Gpu]):
         """A call that writes `watts` is about to begin (rule WRITES_UNDER_WAY_ARE_HELD)."""
         state = self._gpus[gpu]
         written_mw = milliwatts("begin_write: watts", watts)
-        repairs = state.attempted_mw == written_mw and state.enforced_mw != written_mw
+        differs = state.enforced_mw != written_mw or state.comes_back_mw > written_mw
+        repairs = state.attempted_mw == written_mw and differs
         backoff_s = state.backoff_s
         if repairs:
             backoff_s = min(LONGEST_BACKOFF_S, max(FIRST_BACKOFF_S, 2 * backoff_s))
@@ -256,18 +258,27 @@ class Node(Holdings[Gpu]):
             repairs=state.repairs + repairs,
         )
 
-    def end_write(self, gpu: Gpu, enforced_w: float | None, now_s: float) -> None:
+    def end_write(
+        self,
+        gpu: Gpu,
+        enforced_w: float | None,
+        now_s: float,
+        requested_w: float | None = None,
+    ) -> None:
         """The call has returned, for good or ill, and `enforced_w` was read after it.
 
         None: it could not be read back; what was written stays held until a reading comes.
         """
         self._gpus[gpu] = replace(self._gpus[gpu], write_returned=True)
         if enforced_w is not None:
-            self.on_enforced(gpu, enforced_w, now_s)
+            self.on_enforced(gpu, enforced_w, now_s, requested_w)
 
-    def on_enforced(self, gpu: Gpu, enforced_w: float, now_s: float) -> None:
+    def on_enforced(
+        self, gpu: Gpu, enforced_w: float, now_s: float, requested_w: float | None = None
+    ) -> None:
         """Take in a limit read at `now_s`, after every call that is over.
 
+        requested_w: what the register asks for, read with it; None: as far as was known before.
         What was only found is never written back (rule FOUND_IS_NOT_WRITTEN): before the first
         grant, and after one that lowers only, what is held falls with what is enforced.
         """
@@ -292,6 +303,11 @@ class Node(Holdings[Gpu]):
             enforced_mw=enforced_mw,
             since_s=state.since_s if stood else now_s,
             writing_mw=writing_mw,
+            register_mw=(
+                state.register_mw
+                if requested_w is None
+                else milliwatts(f"requested limit of {gpu}", requested_w)
+            ),
             backoff_s=0.0 if at_peace else state.backoff_s,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Generic
 
@@ -59,6 +59,8 @@ class Found:
     enforced_w: float
     min_w: float
     max_w: float
+    requested_w: float | None = None
+    """What its register asks for, where that can be read: more than is enforced under a clamp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class GpuState:
     grant_mw: of the grant in force, None before the first. follows: what is held falls with what is
     enforced. writing_mw: the largest limit written by a call that has not been seen to end by a
     reading (begun at writing_since_s); write_returned: the call is over, only the reading is
-    missing. attempted_mw: the limit that was written last.
+    missing. attempted_mw: the limit that was written last. register_mw: what the register asks for,
+    None where that cannot be read; under an out-of-band clamp it is more than is enforced.
     """
 
     min_mw: int
@@ -122,6 +125,13 @@ class GpuState:
     next_repair_s: float = 0.0
     repairs: int = 0
     persistence: bool | None = None
+    register_mw: int | None = None
+
+    @property
+    def comes_back_mw(self) -> int:
+        """What an out-of-band clamp hides: the limit that is enforced when it is lifted, or 0."""
+        register_mw = self.register_mw or 0
+        return register_mw if register_mw > self.enforced_mw else 0
 
     @property
     def wanted_mw(self) -> int:
@@ -131,8 +141,12 @@ class GpuState:
 
     @property
     def reported_held_mw(self) -> int:
-        """Largest limit that the node may still write, or that a call under way may yet write."""
-        return self.held_mw if self.writing_mw is None else max(self.held_mw, self.writing_mw)
+        """Largest limit that may be enforced without any further leave.
+
+        What the node may still write, what a call under way may yet write, and what comes back by
+        itself when a clamp is lifted.
+        """
+        return max(self.held_mw, self.writing_mw or 0, self.comes_back_mw)
 
 
 def first_state(
@@ -141,6 +155,7 @@ def first_state(
     """Return what a new start holds: what it finds enforced, or less if its journal says so."""
     min_mw = milliwatts(f"{where}: min_w", found.min_w)
     enforced_mw = milliwatts(f"{where}: enforced_w", found.enforced_w)
+    requested_w = found.requested_w
     state = GpuState(
         min_mw=min_mw,
         max_mw=milliwatts(f"{where}: max_w", found.max_w),
@@ -149,21 +164,20 @@ def first_state(
         since_s=now_s,
         brake_mw=min_mw,
         attempted_mw=enforced_mw,
+        register_mw=(
+            None if requested_w is None else milliwatts(f"{where}: requested_w", requested_w)
+        ),
     )
     if journalled is None:
         return state
     brake_w, expiry_w = journalled.brake_w, journalled.expiry_w
-    return GpuState(
-        min_mw=min_mw,
-        max_mw=state.max_mw,
+    return replace(
+        state,
         held_mw=min(enforced_mw, milliwatts(f"{where}: journalled held_w", journalled.held_w)),
-        enforced_mw=enforced_mw,
-        since_s=now_s,
         brake_mw=min_mw if brake_w is None else milliwatts(f"{where}: journalled brake_w", brake_w),
         lease_s=journalled.lease_s,
         lease_end_s=now_s + journalled.lease_s,
         expiry_mw=(
             None if expiry_w is None else milliwatts(f"{where}: journalled expiry_w", expiry_w)
         ),
-        attempted_mw=enforced_mw,
     )
