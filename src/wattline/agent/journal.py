@@ -72,6 +72,9 @@ class JournalState:
 class Journal:
     """The journal of one state directory.
 
+    Beside it lies one byte that can be overwritten in place on a full disk: it says that a limit
+    was lowered for safety which the journal does not know to be ours.
+
     `replace(path, content)` brings content to the disk; a test may give one that fails.
     """
 
@@ -83,6 +86,10 @@ class Journal:
         self._written = JournalState()
         self.problem: str | None = None
         """What is wrong with it, in words; None: nothing."""
+        self._mark = state_dir / "unjournalled"
+        self._marked = False
+        self.unjournalled = False
+        """Whether an earlier run lowered limits that the journal does not know to be ours."""
         self.set_aside: str | None = None
         """What was found instead of a journal at the start, and where it is now."""
 
@@ -100,6 +107,7 @@ class Journal:
         except (InputError, OSError) as error:
             self.set_aside = self._put_away(str(error))
             self._written = JournalState()
+        self._load_mark()
         return self._written
 
     def commit(self, state: JournalState) -> None:
@@ -116,6 +124,37 @@ class Journal:
             raise JournalError(f"{self._path}: {self.problem}: free the disk") from error
         self._written = state
         self.problem = None
+        if self._marked and self._set_mark(b"0"):
+            self._marked = False
+
+    def mark_unjournalled(self) -> bool:
+        """Say that limits are lowered that the journal does not know of; False: not even that."""
+        self._marked = self._marked or self._set_mark(b"1")
+        return self._marked
+
+    def _load_mark(self) -> None:
+        try:
+            self.unjournalled = self._marked = self._mark.read_bytes() == b"1"
+        except FileNotFoundError:
+            try:
+                self._replace(self._mark, b"0")  # while there is room for it
+            except OSError as error:
+                self.problem = f"cannot be written: {error.strerror or error}"
+        except OSError as error:
+            self.problem = f"cannot be read: {error.strerror or error}"
+
+    def _set_mark(self, mark: bytes) -> bool:
+        try:
+            descriptor = os.open(self._mark, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.pwrite(descriptor, mark, 0)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self.problem = f"cannot be written: {error.strerror or error}"
+            return False
+        return True
 
     def _put_away(self, why: str) -> str:
         """Keep a file that cannot be understood, under a number, for a person to look at."""

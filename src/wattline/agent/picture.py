@@ -34,7 +34,7 @@ def take_picture(actuator: Actuator, scene: Scene) -> AgentSnapshot:
     views = tuple(_view(actuator, entry, scene) for entry in ordered)
     reports = []
     for entry, view in zip(ordered, views, strict=True):
-        said = _report(actuator, entry, scene.now_s)
+        said = _report(actuator, entry)
         reports.append(GpuReport(gpu=entry.uuid, report=said, facts=_facts(view)))
     document = NodeReport(
         node=settings.node,
@@ -79,12 +79,13 @@ def journal_words(actuator: Actuator) -> str:
     return "ok"
 
 
-def _report(actuator: Actuator, entry: GpuEntry, now_s: float) -> Report[str] | None:
-    """The protocol's report; None while its enforced limit would be a guess."""
-    if not (entry.known and entry.present and entry.sure):
+def _report(actuator: Actuator, entry: GpuEntry) -> Report[str] | None:
+    """The protocol's report, as of the newest reading; None while its limit would be a guess."""
+    readings = entry.readings
+    if readings is None or not (entry.known and entry.present and entry.sure):
         return None
     persistence = None if entry.facts is None else entry.facts.persistence
-    return replace(actuator.node.report(entry.uuid, now_s), persistence=persistence)
+    return replace(actuator.node.report(entry.uuid, readings.read_s), persistence=persistence)
 
 
 def _view(actuator: Actuator, entry: GpuEntry, scene: Scene) -> GpuView:

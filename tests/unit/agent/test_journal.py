@@ -95,7 +95,7 @@ def test_it_outlives_its_process_and_is_for_its_owner_only(tmp_path: Path) -> No
     Journal(tmp_path).commit(SAMPLE)
     assert Journal(tmp_path).load() == SAMPLE
     assert (tmp_path / "journal.json").stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == ["journal.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.json", "unjournalled"]
 
 
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
@@ -137,6 +137,27 @@ def test_a_disk_that_is_really_full_keeps_the_old_journal(tmp_path: Path) -> Non
     with pytest.raises(JournalError):
         journal.commit(JournalState(incarnation=8))
     assert Journal(tmp_path).load() == SAMPLE
+
+
+def test_a_mark_on_a_full_disk_outlives_a_crash_until_the_journal_is_written(
+    tmp_path: Path,
+) -> None:
+    Journal(tmp_path).load()
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    journal = Journal(tmp_path, replace=full)
+    journal.load()
+    assert not journal.unjournalled
+    assert journal.mark_unjournalled()
+    after = Journal(tmp_path)
+    after.load()
+    assert after.unjournalled
+    after.commit(SAMPLE)
+    again = Journal(tmp_path)
+    again.load()
+    assert not again.unjournalled
 
 
 def test_damaged_journals_are_kept_under_numbers(tmp_path: Path) -> None:

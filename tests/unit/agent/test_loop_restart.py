@@ -113,6 +113,39 @@ def test_a_full_disk_at_the_start_lowers_and_journals_the_original_later(tmp_pat
         assert node.view(0).original_w == 700.0
 
 
+def test_a_crash_on_a_full_disk_does_not_lose_the_original(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        node.start()
+        node.known()
+        eventually(lambda: (node.state / "journal.json").exists(), "originals are journalled")
+        node.disk.full = True
+        node.granted(400.0, 350.0)
+        node.crash()
+        node.start()
+        node.known()
+        assert [node.view(0).original_w, node.view(1).original_w] == [700.0, 700.0]
+        node.disk.full = False
+        node.granted(700.0, 700.0)
+        node.grant(700.0, 700.0, restore=node.uuids)
+        eventually(lambda: node.view(0).wanted_w is None, "given back")
+
+
+def test_a_crash_after_the_brake_does_not_lose_the_original(tmp_path: Path) -> None:
+    with bench(tmp_path, settings={"brake_w": 300.0}) as node:
+        agent = node.start()
+        node.known()
+        eventually(lambda: (node.state / "journal.json").exists(), "originals are journalled")
+        node.disk.full = True
+        agent.call_brake("signal", "SIGUSR1")
+        eventually(lambda: node.limits() == [300.0, 300.0], "braked")
+        node.crash()
+        node.disk.full = False
+        node.start()
+        node.known()
+        node.granted(400.0, 400.0)
+        assert [node.view(0).original_w, node.view(1).original_w] == [700.0, 700.0]
+
+
 def test_a_node_has_one_writer(tmp_path: Path) -> None:
     with bench(tmp_path) as node:
         first = node.start()
