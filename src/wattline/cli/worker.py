@@ -12,12 +12,6 @@ from wattline.live.environment import Environment, default_home, require
 from wattline.live.worker_command import on_node, worker_command
 from wattline.live.worker_spec import ENGINES, WorkerSpec
 
-_DEFAULTS = {field: WorkerSpec.__dataclass_fields__[field].default for field in (
-    "namespace", "component", "engine", "precision", "max_num_seqs", "max_batched_tokens",
-    "block_tokens", "startup_s", "drain_s", "quiet_s", "default_max_tokens", "stream_steps",
-    "metrics_port", "name",
-)}  # fmt: skip
-
 
 @click.command()
 @click.option(
@@ -86,7 +80,7 @@ def worker(
         model=model,
         model_dir=str(model_dir or environment.model_dir),
         served_name=served_name or model,
-        **{**_DEFAULTS, **values},  # type: ignore[arg-type]
+        **values,  # type: ignore[arg-type]  # click has checked the types
     )
     spec.check()
     argv, env = worker_command(environment, spec, discovery or node / "dynamo", system_port)

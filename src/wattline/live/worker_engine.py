@@ -25,6 +25,7 @@ from wattline.sim.plant.replica import Replica
 from wattline.sim.plant.workers import Workers
 
 _POOL = 0
+_NANO_S = 1e-9
 
 
 class Job:
@@ -66,8 +67,9 @@ class Job:
         made = self.output - self.sequence.left
         if not self.sequence.prefill_left:  # else it was thrown out of the cache and waits again
             made += steps - self._joined
+        made = min(made, self.output - 1)  # the last one comes with the end of the request
         moved = made > self.made
-        self.made = max(self.made, min(made, self.output))
+        self.made = max(self.made, made)
         return moved
 
 
@@ -263,8 +265,11 @@ class LiveEngine:
     def next_s(self, now: float) -> float | None:
         """When to call `run_until` next: an event, or tokens to hand out; None while idle."""
         heap = self._kernel.heap
+        known = [heap[0][0]] if heap else []
         step_s = self._replica.step_end_s(now, self.step_stride)
-        known = [at_s for at_s in (heap[0][0] if heap else None, step_s) if at_s is not None]
+        if step_s is not None:
+            # Events are rounded to 1e-9 s: rounded up, the last step is not before the run's end.
+            known.append(round(step_s + _NANO_S, 9))
         return min(known, default=None)
 
     # What sensors see
