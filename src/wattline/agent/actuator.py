@@ -407,7 +407,8 @@ class Actuator:
                 target_mw = min(state.wanted_mw, state.brake_mw)
                 if not entry.ours:
                     target_mw = min(target_mw, max(state.enforced_mw, state.min_mw))
-                targets[entry.uuid] = target_mw / 1000
+                if target_mw >= state.min_mw:  # else it is below its range already
+                    targets[entry.uuid] = target_mw / 1000
         if targets != self._targets:
             self._targets = targets
             lanes = tuple((self.entries[uuid].lane, watts) for uuid, watts in targets.items())

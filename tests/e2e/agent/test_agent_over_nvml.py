@@ -60,7 +60,7 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self._sequence = itertools.count(1)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, **changes: object) -> subprocess.Popen[bytes]:
         options = {
             "node": "n1",
             "grants": self.grants,
@@ -71,6 +71,7 @@ class Node:
             "proc-root": self.virtual.proc_root,
             "dynamo-state": self.state / "none.json",
             "readback-s": 0.2,
+            **changes,
         }
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         before = self.incarnation()
@@ -293,3 +294,36 @@ def test_a_stopped_process_whose_lease_ended_goes_to_its_expiry_watts(node: Node
     assert node.limits() == [500.0] * 8
     process.send_signal(signal.SIGCONT)
     node.enforced(300.0)
+
+
+def test_pods_of_the_kubelet_get_their_limits_and_originals_come_back(node: Node) -> None:
+    virtual = node.virtual
+    kubelet = virtual.start_kubelet()
+    options = {
+        "mode": "annotations",
+        "safe-default-w": 500,
+        "pods": f"file:{virtual.pods_file}",
+        "reconcile-s": 1,
+    }
+    node.start(**options)
+    virtual.add_pod("worker", [0, 1], limit="480")
+    virtual.add_pod("bystander", [2])
+    eventually(lambda: node.limits()[:3] == [480.0, 480.0, DEFAULT_W], "the worker's limit")
+    virtual.add_pod("second", [1], limit="300")
+    eventually(lambda: node.limits()[1] == 500.0, "the safe default on the shared GPU")
+    node.stop()
+    virtual.remove_pod("worker")
+    node.start(**options)
+    eventually(lambda: node.limits()[:2] == [DEFAULT_W, 300.0], "an orphan, and one taken up")
+    kubelet.stop()
+    virtual.remove_pod("second")
+    eventually(lambda: reasons(node)[node.uuids[1]] == "frozen", "frozen without the kubelet")
+    assert node.limits()[1] == 300.0
+    virtual.start_kubelet()
+    eventually(lambda: reasons(node)[node.uuids[1]] == "kept", "kept for a worker that comes back")
+    assert node.stop(signal.SIGTERM) == 0
+    assert node.limits() == [DEFAULT_W] * 8
+
+
+def reasons(node: Node) -> dict[str, str | None]:
+    return {entry.gpu: entry.facts.reason for entry in node.report().gpus}
