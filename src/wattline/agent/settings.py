@@ -280,7 +280,7 @@ def load_settings(
     origins = dict.fromkeys(SETTINGS, "default")
     warnings: list[str] = []
 
-    def warn(line: str, name: object) -> None:
+    def warn(line: str, name: str) -> None:
         warnings.append(_unknown(line, name))
         warned(warnings[-1])
 
@@ -291,7 +291,8 @@ def load_settings(
     if file is not None:
         for key, raw in _read_file(file).items():
             if key not in SETTINGS:
-                warn(f"{file}: unknown key `{key}` is ignored", key)
+                shown = _shown(key)
+                warn(f"{file}: unknown key `{shown}` is ignored", shown)
             elif raw is not None:
                 take(str(key), raw, str(file))
     if env.get("NODE_NAME"):
@@ -299,7 +300,7 @@ def load_settings(
     for variable in sorted(v for v in env if v.startswith(ENV_PREFIX) and v != CONFIG_ENV):
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in SETTINGS:
-            warn(f"unknown variable {variable} is ignored", name)
+            warn(f"unknown variable {_shown(variable)} is ignored", name)
         else:
             take(name, env[variable], variable)
     for name, raw in flags.items():
@@ -339,9 +340,17 @@ def _read_file(file: Path) -> dict[object, object]:
     return document
 
 
-def _unknown(line: str, name: object) -> str:
-    near = difflib.get_close_matches(str(name), SETTINGS, n=1)
-    return " ".join(f"{line}{f'; did you mean `{near[0]}`?' if near else ''}".splitlines())
+def _shown(key: object) -> str:
+    """A key as a warning can show it: printable and short. YAML has keys that are no texts."""
+    if not isinstance(key, str | bool | float) and not (isinstance(key, int) and abs(key) < 1e9):
+        return f"<{type(key).__name__}>"
+    text = str(key) if str(key).isprintable() else ascii(key)[1:-1]
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _unknown(line: str, name: str) -> str:
+    near = difflib.get_close_matches(name, SETTINGS, n=1)
+    return f"{line}{f'; did you mean `{near[0]}`?' if near else ''}"
 
 
 def _check(settings: AgentSettings) -> None:

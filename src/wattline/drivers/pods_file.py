@@ -180,8 +180,8 @@ def _owners_of(document: object) -> Ownership:
     pods = {}
     for gpu, holders in gpus.items():
         if not isinstance(holders, list):
-            raise InputError(f"gpus.{gpu}", holders, "needs a list of pods")
-        named = frozenset(_pod_name(holder, f"gpus.{gpu}") for holder in holders)
+            raise InputError(f"gpus[{gpu!a}]", holders, "needs a list of pods")
+        named = frozenset(_pod_name(holder, f"gpus[{gpu!a}]") for holder in holders)
         if named:
             pods[gpu] = named
     return Ownership(OwnerMethod.FILES, pods)

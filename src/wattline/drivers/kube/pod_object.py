@@ -24,7 +24,7 @@ def pod_of(item: object) -> Pod:
         name=_name(metadata, "name"),
         uid=_name(metadata, "uid"),
         limit=None if limit is None else str(limit),
-        finished=status.get("phase") in _FINISHED,
+        finished=str(status.get("phase")) in _FINISHED,
         asks_gpu=_asks_gpu(_mapping(fields.get("spec"), "spec")),
         static_uid=None if mirror is None else str(mirror),
         acknowledged=status.get("startTime") is not None,
