@@ -15,6 +15,9 @@ from pathlib import Path
 
 from faults_processes import AgentProcess, Disk, mount_small
 from faults_rival import Rival
+from wattline.agent import control
+from wattline.agent.commands import Resume
+from wattline.core.errors import WattlineError
 from wattline.virtual.judge import Known
 from wattline.virtual.node import VirtualNode
 from wattline.virtual.observer import Observer
@@ -195,6 +198,9 @@ class Cell:
             with contextlib.suppress(FileNotFoundError):
                 node.brake_file.unlink()
             self.restart(node)
+        self.pump_until(lambda: all(node.agent.up for node in self.nodes), 30.0)
+        for node in self.nodes:
+            resume(node)
 
     def begin(self) -> None:
         """Everything up and as it should be; from here on it is observed."""
@@ -223,6 +229,12 @@ class Cell:
             node.rival.close()
             node.virtual.close()
             node.disk.unmount()
+
+
+def resume(node: CellNode) -> None:
+    """End a hold, pins and a brake by hand; an agent that is down is asked again when it is up."""
+    with contextlib.suppress(WattlineError):
+        control.send(node.agent.state_dir / "control.sock", Resume(by="campaign"), timeout_s=2.0)
 
 
 def shift_wall_clock(node: CellNode, seconds: float) -> None:

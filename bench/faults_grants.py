@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faults_base import CellNode
+from faults_base import CellNode, resume
 from faults_cell import GrantsCell
 from wattline.agent import control
-from wattline.agent.commands import Brake, Command, Hold, Pin, Resume
+from wattline.agent.commands import Brake, Command, Hold, Pin
 from wattline.core.errors import WattlineError
 from wattline.drivers.trusted_files import replace_file
 
@@ -264,15 +264,9 @@ def _ask(cell: GrantsCell, node: CellNode, command: Command) -> str | None:
     finally:
         cell.later(
             cell.rng.uniform(0.5, 3.0),
-            lambda: _resume(node),
+            lambda: resume(node),
         )
     return answer.text
-
-
-def _resume(node: CellNode) -> None:
-    # The agent may be down by now; the end of the campaign resumes for good.
-    with contextlib.suppress(WattlineError):
-        control.send(node.agent.state_dir / "control.sock", Resume(by="campaign"), timeout_s=1.0)
 
 
 def operator(cell: GrantsCell, node: CellNode) -> str | None:

@@ -150,11 +150,12 @@ def _finish_annotated(cell: AnnotatedCell, result: CellResult) -> None:
             result.failures.append(f"agent of {node.name} ended with {code} at the end")
         for uuid in node.uuids:
             wanted_w = node.original_w[uuid]
+            enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
             if uuid in others or node.journal_lost:
                 # What another writer left there while the agent did not manage the GPU, or what
-                # was found after the journal was lost, is the original then.
-                wanted_w = facts.get(uuid, {}).get("original_w") or wanted_w
-            enforced_w = node.virtual.gpus.enforced_mw(uuid) / 1000
+                # was found after the journal was lost, is the original then; none: not managed.
+                original_w = facts.get(uuid, {}).get("original_w")
+                wanted_w = enforced_w if original_w is None else original_w
             if enforced_w != wanted_w:
                 result.failures.append(f"{uuid} at {enforced_w} W after shutdown, not {wanted_w}")
             elif wanted_w == node.original_w[uuid]:

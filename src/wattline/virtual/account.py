@@ -124,8 +124,18 @@ class Account:
                 gpu.level_mw = gpu.enforced_mw
                 self._close(gpu)
 
-    def change(self, at_s: float, gpu: str, enforced_mw: int, outside: str | None) -> None:
-        """Take in that `gpu` now enforces `enforced_mw`, by an outside event or (None) by us."""
+    def change(
+        self,
+        at_s: float,
+        gpu: str,
+        enforced_mw: int,
+        outside: str | None,
+        excuse: str | None = None,
+    ) -> None:
+        """Take in that `gpu` now enforces `enforced_mw`, by an outside event or (None) by us.
+
+        excuse: the event that answers for what a raise of ours takes above the budget, if it does.
+        """
         self.advance(at_s)
         book = self._gpus[gpu]
         delta_mw = enforced_mw - book.enforced_mw
@@ -133,10 +143,13 @@ class Account:
         if outside is not None:
             self._outside(book, gpu, outside)
         elif delta_mw > 0:
-            self._raise(book, gpu, delta_mw)
+            self._raise(book, gpu, delta_mw, excuse)
         else:
+            before_mw = book.level_mw
             # Above the budget, what the outside event left over it stays its own.
             book.level_mw = enforced_mw if self._over_mw <= 0 else min(book.level_mw, enforced_mw)
+            # What we raised last is the first that a lowering of ours takes back.
+            self._ours_mw = max(0, self._ours_mw - max(0, before_mw - book.level_mw))
         if book.enforced_mw <= book.level_mw:
             self._close(book)
         self._settle()
@@ -149,10 +162,13 @@ class Account:
         book.exposure = Exposure(kind, gpu, self._now_s)
         self.exposures.append(book.exposure)
 
-    def _raise(self, book: _Gpu, gpu: str, delta_mw: int) -> None:
+    def _raise(self, book: _Gpu, gpu: str, delta_mw: int, excuse: str | None) -> None:
         book.level_mw += delta_mw
         over_mw = min(delta_mw, self._over_level_mw)
-        if over_mw > 0:
+        if over_mw > 0 and excuse is not None:
+            book.level_mw -= over_mw
+            self._outside(book, gpu, excuse)
+        elif over_mw > 0:
             self._ours_mw += over_mw
             self.ours.append(OursOver(self._now_s, gpu, over_mw / 1000))
 

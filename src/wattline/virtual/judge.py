@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from wattline.virtual.account import Account, Exposure
@@ -12,6 +13,9 @@ from wattline.virtual.observer import Change
 REPAIR_S = 2.0
 """Stated time to detect and repair: a reading each second, and one more for the write on a machine
 that a whole fleet shares. Counted while the node's agent runs and its GPU can be written."""
+
+UNDER_WAY_S = 0.5
+"""A write that a hindrance held up happens within so long after its end."""
 
 CUT_S = 3.0
 """Stated time to bring a cut about while coordinator and nodes run: a report each second, a plan, a
@@ -83,6 +87,28 @@ def cause_of(change: Change, known: Known, requester: str | None) -> str | None:
     return None  # a driver that unloads because our agent went away is ours to have booked
 
 
+UNDER_WAY = "cut, raise under way"
+
+
+def under_way(change: Change, known: Known) -> bool:
+    """A raise that was booked before a cut, and held up past it: a hung driver, a stopped process.
+
+    The cut's doing, not ours: from the grant on it was booked, and nobody could call it back.
+    """
+    cuts_s = [
+        at_s
+        for (_, before_mw), (at_s, after_mw) in pairwise(known.budgets)
+        if after_mw < before_mw and at_s <= change.at_s
+    ]
+    return any(
+        start_s <= cut_s <= end_s and change.at_s <= end_s + UNDER_WAY_S
+        for place in (change.node, None)
+        for why, (start_s, end_s) in known.hindered.get(place, [])
+        if not why.startswith("agent down")
+        for cut_s in cuts_s
+    )
+
+
 def _told(change: Change, known: Known, only: str | None) -> str | None:
     for kind, node, (start_s, end_s) in known.told:
         if node == change.node and start_s <= change.at_s <= end_s and only in (None, kind):
@@ -109,10 +135,11 @@ def judge(
             account.set_budget(at_s, step)
             continue
         cause = cause_of(step, known, requesters.get(step.gpu))
+        excuse = UNDER_WAY if cause is None and under_way(step, known) else None
         if step.cause != "out_of_band":
             requesters[step.gpu] = cause
         node_of[step.gpu] = step.node
-        account.change(at_s, step.gpu, step.enforced_mw, cause)
+        account.change(at_s, step.gpu, step.enforced_mw, cause, excuse)
     account.finish(end_s)
     return Verdict(
         ours_watt_seconds=account.ours_watt_seconds,
@@ -137,7 +164,7 @@ def _judged(
     node = None if exposure.gpu is None else node_of[exposure.gpu]
     # A raise is repaired where it was made. A cut is brought about by all of them, and so is a
     # raise that its node cannot take for one: out of band, or before its agent's start.
-    alone = node is not None and exposure.kind != "out-of-band raise"
+    alone = node is not None and exposure.kind not in ("out-of-band raise", UNDER_WAY)
     if alone:
         alone = not _hindered_at(exposure.start_s, known.hindered.get(node, []))
     concerned: Iterable[str | None] = (node,) if alone else known.hindered

@@ -177,3 +177,14 @@ def test_without_outside_events_all_of_it_is_ours(
         book.change(now_s, gpu, watts * 1000, None)
     assert book.ours_watt_seconds == pytest.approx(over_ws, rel=1e-9, abs=1e-6)
     assert book.exposures == []
+
+
+def test_a_raise_of_ours_that_is_taken_back_is_over_even_while_a_cut_lasts() -> None:
+    book = account()
+    book.set_budget(2, 700_000)
+    book.change(3, "b", 425_000, None)
+    book.change(4, "b", 400_000, None)
+    book.change(8, "a", 200_000, None)
+    book.finish(9)
+    assert book.ours_watt_seconds == pytest.approx(25 * 1)
+    assert one(book.exposures).watt_seconds == pytest.approx(100 * 6)

@@ -123,3 +123,18 @@ def test_the_order_of_what_was_seen_on_two_gpus_does_not_matter() -> None:
     assert verdict(changes, known()) == verdict(changes[::-1], known())
     assert verdict(changes, known()).ours_watt_seconds == 0.0
     assert verdict(changes, known()).changes == 2
+
+
+def test_a_raise_that_was_held_up_past_a_cut_is_the_cuts() -> None:
+    told = known()
+    told.budgets.append((5.0, 800_000))
+    raised = [change(7.0, "a", 400_000, 450_000), change(7.5, "a", 450_000, 400_000)]
+    assert verdict(raised, told).ours_watt_seconds == pytest.approx(25)
+    told.hindered["n1"] = [("hung call GPU-a", (4.0, 6.8))]
+    found = verdict(raised, told)
+    assert found.ours_watt_seconds == 0.0
+    assert [each.kind for each in found.exposures] == ["cut, raise under way"]
+    told.hindered["n1"] = [("hung call GPU-a", (5.5, 6.8))]  # began after the cut: it should know
+    assert verdict(raised, told).ours_watt_seconds == pytest.approx(25)
+    told.hindered["n1"] = [("hung call GPU-a", (4.0, 6.0))]  # ended long before the raise
+    assert verdict(raised, told).ours_watt_seconds == pytest.approx(25)
