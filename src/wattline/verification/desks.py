@@ -233,10 +233,16 @@ class Desks:
         return self._do((desk, log, "add", gpu), act)
 
     def pursue(self, desk: int, log: int, plan: tuple[tuple[GpuKey, float], ...]) -> DeskStep:
-        """What a running coordinator does in a tick: grant towards `plan`, send again, renew."""
+        """What a running coordinator does in a tick: grant towards `plan`, send again, renew.
+
+        A tick is longer than its pauses, which are no part of its state here: they are over.
+        """
 
         def act(clocked: Clocked) -> bool:
             coordinator, now_s = clocked
+            coordinator._retry_s.clear()
+            coordinator._unanswered = dict.fromkeys(coordinator._unanswered, now_s - TICK_S)
+            coordinator._renewals = [(now_s, *rest) for _, *rest in coordinator._renewals]
             coordinator.pursue(dict(plan), now_s)
             coordinator.due(now_s)
             return False

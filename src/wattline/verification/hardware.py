@@ -77,18 +77,13 @@ class Hardware(NamedTuple):
         lag = tuple([level._replace(ticks=level.ticks - 1) for level in self.lag if level.ticks > 1])
         return self._replace(lag=lag)
 
-    def told(self) -> Hardware:
-        """A report made since the outside event has arrived: the level must be booked from now."""
-        return self._recast(Origin.OUTSIDE, Origin.KNOWN)
+    def told(self, watts: float) -> Hardware:
+        """A report of `watts`, made since the outside event, has arrived: so much must be booked."""
+        return self._recast(Origin.OUTSIDE, Origin.KNOWN, watts)
 
     def forgotten(self) -> Hardware:
         """A new coordinator is in charge, which was never told."""
-        return self._recast(Origin.KNOWN, Origin.OUTSIDE)
-
-    @property
-    def shows_outside(self) -> bool:
-        """True when a report made now would tell of a level brought about from outside."""
-        return self.origin is Origin.OUTSIDE
+        return self._recast(Origin.KNOWN, Origin.OUTSIDE, self.most_draw_w)
 
     @property
     def booked_for_w(self) -> float:
@@ -103,9 +98,12 @@ class Hardware(NamedTuple):
         """The most that it may draw now."""
         return max([self.enforced_w, *[level.watts for level in self.lag]])
 
-    def _recast(self, old: Origin, new: Origin) -> Hardware:
-        lag = tuple([lv._replace(origin=new) if lv.origin is old else lv for lv in self.lag])
-        return self._replace(origin=new if self.origin is old else self.origin, lag=lag)
+    def _recast(self, old: Origin, new: Origin, most_w: float) -> Hardware:
+        def recast(origin: Origin, watts: float) -> Origin:
+            return new if origin is old and watts <= most_w else origin
+
+        lag = tuple([each._replace(origin=recast(each.origin, each.watts)) for each in self.lag])
+        return self._replace(origin=recast(self.origin, self.enforced_w), lag=lag)
 
 
 def _covers(new: Level, old: Level) -> bool:

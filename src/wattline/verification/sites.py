@@ -133,7 +133,7 @@ class Sites:
         position = self._position(site, letter.report.gpu)
         if position is None or not letter.tells:
             return number
-        hardware = site.hardware[position].told()
+        hardware = site.hardware[position].told(letter.report.enforced_w)
         return self.put(site._replace(hardware=put(site.hardware, position, hardware)))
 
     def forgotten(self, number: int) -> int:
