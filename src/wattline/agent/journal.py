@@ -192,7 +192,7 @@ def decode(content: bytes) -> JournalState:
         raise InputError(where, head.get("sha256"), "its checksum does not fit its content")
     try:
         return _state(body)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(where, str(error), "a value that cannot be meant") from None
 
 
@@ -223,7 +223,7 @@ def _record(entry: Any) -> GpuRecord:
 
 def _typed(found: Any, kind: type[T]) -> T:
     if not isinstance(found, kind):
-        raise TypeError(f"{found!r} is no {kind.__name__}")
+        raise TypeError(f"{type(found).__name__} is no {kind.__name__}")
     return found
 
 
