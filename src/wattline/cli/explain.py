@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wattline.core.fleet import Fleet
     from wattline.core.problem import Evaluation
     from wattline.core.snapshot import Snapshot
-    from wattline.sim.record import Recording, Tick
+    from wattline.recording.record import Recording, Tick
 
 
 @click.command(
@@ -43,9 +43,9 @@ def explain(
 
     Without options: how often each reason held, and when reasons and plans changed.
     """
+    from wattline.recording.record import Recording
+    from wattline.recording.values import computable
     from wattline.sim.explain import find_tick, last_tick
-    from wattline.sim.record import Recording
-    from wattline.sim.recorded_values import computable
 
     recording = Recording(run)
     with computable(str(recording.path)):
@@ -65,10 +65,10 @@ def explain(
 
 
 def _snapshot(recording: Recording, tick: Tick) -> None:
-    from wattline.sim.record import settings_to_json, snapshot_to_json
+    from wattline.recording.codec import settings_to_json, snapshot_to_json
 
     document = {
-        "settings": settings_to_json(recording.header.settings),
+        "settings": settings_to_json(tick.header.settings),
         "snapshot": json.loads(snapshot_to_json(tick.snapshot)),
     }
     click.echo(json.dumps(document, indent=1))
@@ -81,6 +81,8 @@ def _overview(recording: Recording, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(seen), indent=2))
         return
+    for note in seen.notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(f"{seen.policy}: {seen.ticks} decisions")
     for pool, codes in seen.codes.items():
         shares = ", ".join(f"{code} {count / seen.ticks:.0%}" for code, count in codes.items())
@@ -94,7 +96,7 @@ def _tick(recording: Recording, tick: Tick, before: Tick | None, as_json: bool) 
     if as_json:
         click.echo(tick.decision_json.decode())
         return
-    settings = recording.header.settings
+    settings = tick.header.settings
     snapshot, decision = tick.snapshot, tick.decision
     click.echo(f"tick {snapshot.tick} at {snapshot.time_s:.0f} s, {recording.header.policy}")
     _seen(snapshot, settings.fleet)
@@ -107,6 +109,8 @@ def _tick(recording: Recording, tick: Tick, before: Tick | None, as_json: bool) 
         click.echo(f"  {pool.name}: {plan.replicas} x {plan.setting.cap_w:.0f} W{clock}{held}")
     for reason in decision.reasons:
         click.echo(f"  {reason.code}: {reason.sentence}")
+    for ordered in () if tick.carried is None else tick.carried.reasons:
+        click.echo(f"  {ordered.code}: {ordered.sentence}")
     _changed(decision, None if before is None else before.decision, settings.fleet)
 
 
@@ -182,7 +186,7 @@ def _changed(decision: Decision, before: Decision | None, fleet: Fleet) -> None:
 def _why_not(recording: Recording, tick: Tick, text: str, as_json: bool) -> None:
     from wattline.sim.explain import why_not
 
-    found = why_not(tick.snapshot, tick.decision, recording.header.settings, text)
+    found = why_not(tick.snapshot, tick.decision, tick.header.settings, text)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return

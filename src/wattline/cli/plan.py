@@ -25,8 +25,8 @@ def plan(file: Path, as_json: bool) -> None:
     `wattline explain RUN --tick N --snapshot` writes one. Nothing is written anywhere.
     """
     from wattline.core.decide import decide
-    from wattline.sim.record import decision_to_json
-    from wattline.sim.recorded_values import computable
+    from wattline.recording.codec import decision_to_json
+    from wattline.recording.values import computable
     from wattline.sim.snapshot_file import read_plan_input
 
     given = read_plan_input(file)

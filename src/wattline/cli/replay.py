@@ -15,11 +15,13 @@ def replay(run: Path) -> None:
 
     Exit code 0: all equal. 1: not; the first difference is shown.
     """
-    from wattline.sim.record import Recording
+    from wattline.recording.record import Recording
     from wattline.sim.replay import replay as replay_recording
 
     recording = Recording(run)
     outcome = replay_recording(recording)
+    for note in outcome.notes:
+        click.echo(f"note: {note}", err=True)
     difference = outcome.difference
     if difference is None:
         click.echo(

@@ -13,7 +13,7 @@ from wattline.core.fleet import Fleet, Setting
 from wattline.core.problem import Evaluation, evaluate
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
-from wattline.sim.record import Recording, Tick
+from wattline.recording.record import Recording, Tick
 
 _SETTING = re.compile(
     r"(?P<pool>[^=]+)=(?:(?P<replicas>\d{1,9})x)?(?P<cap>\d{1,9}(?:\.\d{1,6})?)W?"
@@ -35,40 +35,50 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """A whole recording: ticks per pool and reason code, and where reasons or plans changed."""
+    """A whole recording: ticks per pool and reason code, and where reasons or plans changed.
+
+    notes: what of it could not be read.
+    """
 
     policy: str
     ticks: int
     codes: dict[str, dict[str, int]]
     changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
 
 
 def overview(recording: Recording) -> Overview:
     """Read a recording through."""
-    fleet = recording.header.settings.fleet
-    names = [pool.name for pool in fleet.pools]
-    codes: dict[str, Counter[str]] = {name: Counter() for name in names}
-    last: dict[int, tuple[str, PoolPlan]] = {}
+    codes: dict[str, Counter[str]] = {}
+    last: dict[str, tuple[str, PoolPlan]] = {}
     changes: list[Change] = []
     ticks = 0
     for tick in recording.ticks():
         ticks += 1
-        for reason in tick.decision.reasons:
-            codes[names[reason.pool]][reason.code] += 1
-            now = (str(reason.code), tick.decision.plan[reason.pool])
-            if last.get(reason.pool) != now:
-                changes.append(
-                    Change(
-                        tick.snapshot.tick,
-                        tick.snapshot.time_s,
-                        names[reason.pool],
-                        reason.code,
-                        reason.sentence,
-                    )
-                )
-            last[reason.pool] = now
+        names = [pool.name for pool in tick.header.settings.fleet.pools]
+        for index, code, sentence in reasons_of(tick):
+            name = names[index]
+            codes.setdefault(name, Counter())[code] += 1
+            now = (code, tick.decision.plan[index])
+            if last.get(name) != now:
+                snapshot = tick.snapshot
+                changes.append(Change(snapshot.tick, snapshot.time_s, name, code, sentence))
+            last[name] = now
     ranked = {name: dict(counted.most_common()) for name, counted in codes.items()}
-    return Overview(recording.header.policy, ticks, ranked, tuple(changes))
+    return Overview(recording.header.policy, ticks, ranked, tuple(changes), tuple(recording.notes))
+
+
+def reasons_of(tick: Tick) -> list[tuple[int, str, str]]:
+    """Pool, code and sentence: an operator's order comes before the decision's own reason."""
+    ordered = {} if tick.carried is None else {r.pool: r for r in tick.carried.reasons}
+    found = []
+    for reason in tick.decision.reasons:
+        order = ordered.get(reason.pool)
+        if order is None:
+            found.append((reason.pool, str(reason.code), reason.sentence))
+        else:
+            found.append((reason.pool, order.code, order.sentence))
+    return found
 
 
 def find_tick(recording: Recording, number: int) -> tuple[Tick, Tick | None]:
@@ -87,9 +97,7 @@ def find_tick(recording: Recording, number: int) -> tuple[Tick, Tick | None]:
 
 def last_tick(recording: Recording) -> Tick:
     """The last recorded tick; InputError if nothing was recorded."""
-    last = None
-    for tick in recording.ticks():
-        last = tick
+    last = recording.last_tick()
     if last is None:
         raise InputError(str(recording.path), "no decision", "the run ended before its first tick")
     return last

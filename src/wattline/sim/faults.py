@@ -10,9 +10,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from wattline.catalog.yaml_files import StrictModel, did_you_mean
 from wattline.core.errors import InputError
 from wattline.core.fleet import Fleet
-from wattline.sim.yaml_files import StrictModel, did_you_mean
 
 Seconds = Annotated[float, Field(ge=0.0, le=366 * 86_400.0)]
 Factor = Annotated[float, Field(gt=0.0, le=100.0)]

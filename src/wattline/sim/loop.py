@@ -16,6 +16,7 @@ from wattline.core import snapshot as snapshot_module
 from wattline.core.decision import Decision, PoolPlan
 from wattline.core.snapshot import Budget, GpuTable, Phase, PoolView, Snapshot
 from wattline.core.state import State
+from wattline.recording.record import Recorder
 from wattline.sim.actuation import Actuation
 from wattline.sim.admission import AdmissionControl, first_gpus
 from wattline.sim.draw import DrawMeter
@@ -25,7 +26,6 @@ from wattline.sim.injector import Injector
 from wattline.sim.outcome import run_result
 from wattline.sim.plant.plant import Plant, PoolCounters
 from wattline.sim.policies.registry import StartingPolicy
-from wattline.sim.record import Recorder
 from wattline.sim.result import Run, RunEvent
 from wattline.sim.scenario_build import BudgetChange
 from wattline.sim.series import SeriesBuilder, TickPool, TickPower

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from wattline.core.errors import InputError
 from wattline.core.fleet import Role
+from wattline.recording.codec import Header, decision_to_json
+from wattline.recording.orders import carried_to_json, carry_out
+from wattline.recording.record import Recording, Tick
+from wattline.recording.values import computable
 from wattline.sim.policies.context import PolicyContext
 from wattline.sim.policies.registry import StartingPolicy, build
-from wattline.sim.record import Header, Recording, decision_to_json
-from wattline.sim.recorded_values import computable
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first tick on which a replay differs, with both decisions around the first byte."""
+    """The first tick on which a replay differs, with both texts around the first byte."""
 
     tick: int
     line: int
@@ -25,27 +27,51 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Decisions compared, and the first difference if there is one."""
+    """Decisions compared, and the first difference if there is one.
+
+    notes: what of the recording could not be read.
+    """
 
     decisions: int
     difference: Difference | None
+    notes: tuple[str, ...] = ()
 
 
 def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Replay:
-    """Feed the recording to a fresh policy of the same settings; stops at the first difference."""
-    policy = recorded_policy(recording.header, str(recording.path))
+    """Feed the recording to a fresh policy of the same settings; stops at the first difference.
+
+    A folder of segments has a policy of its own per segment. Where operators had ordered something,
+    what was carried out is recomputed too.
+    """
+    policy: StartingPolicy | None = None
+    header: Header | None = None
     count = 0
     for tick in recording.ticks():
-        with computable(f"{recording.path}:{tick.line}"):
-            again = decision_to_json(policy.decide(tick.snapshot))
-        if again != tick.decision_json:
-            return Replay(
-                count, _difference(tick.snapshot.tick, tick.line, tick.decision_json, again)
-            )
+        if policy is None or tick.header is not header:
+            header = tick.header
+            policy = recorded_policy(header, str(tick.path))
+        with computable(f"{tick.path}:{tick.line}"):
+            difference = _compared(tick, policy)
+        if difference is not None:
+            return Replay(count, difference, tuple(recording.notes))
         count += 1
         if progress is not None:
             progress(1.0)
-    return Replay(count, None)
+    return Replay(count, None, tuple(recording.notes))
+
+
+def _compared(tick: Tick, policy: StartingPolicy) -> Difference | None:
+    decision = policy.decide(tick.snapshot)
+    again = decision_to_json(decision)
+    if again != tick.decision_json:
+        return _difference(tick.snapshot.tick, tick.line, tick.decision_json, again)
+    if tick.carried is None or tick.carried_json is None:
+        return None
+    carried = carry_out(tick.snapshot, decision, tick.carried.orders, tick.header.settings)
+    again = carried_to_json(carried)
+    if again != tick.carried_json:
+        return _difference(tick.snapshot.tick, tick.line + 1, tick.carried_json, again)
+    return None
 
 
 def recorded_policy(header: Header, where: str) -> StartingPolicy:

@@ -14,6 +14,8 @@ from typing import Any
 from wattline.core.errors import WattlineError
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Budget
+from wattline.recording.codec import Header
+from wattline.recording.record import Recorder
 from wattline.sim.experiment import Experiment
 from wattline.sim.loop import ClosedLoop
 from wattline.sim.policies.common import most_replicas
@@ -22,7 +24,6 @@ from wattline.sim.policies.fixed import FewestUncapped
 from wattline.sim.policies.registry import StartingPolicy, build
 from wattline.sim.policies.sweep import static_splits
 from wattline.sim.processes import undisturbed_start
-from wattline.sim.record import Header, Recorder
 from wattline.sim.result import Run
 
 HINDSIGHT = ("best-static", "dynamo-clamp-best")

@@ -13,131 +13,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from wattline.catalog.fleet_spec import DeploymentSpec, Name, PoolSpec
+from wattline.catalog.yaml_files import StrictModel, did_you_mean, parse
 from wattline.core.errors import InputError
 from wattline.core.fleet import Role
 from wattline.sim.faults import BudgetChange, BudgetCut, BudgetRestore, Fault
 from wattline.sim.traffic import Span, Traffic
-from wattline.sim.yaml_files import StrictModel, did_you_mean, parse
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Sentence = Annotated[str, StringConstraints(pattern=r"^[^\r\n]{1,200}$")]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Uncertainty = Annotated[float, Field(ge=0.1, le=10.0)]
-
-
-class RooflineEngine(StrictModel):
-    """Times and watts from the model's shape, the GPU's peaks and fitted efficiencies."""
-
-    kind: Literal["roofline"] = "roofline"
-    """Always `roofline`."""
-    max_num_seqs: Count = 256
-    """Most sequences in one decode batch."""
-    max_batched_tokens: Count = 8192
-    """Most tokens in one pass: the size of a prompt chunk."""
-    kv_precision: Literal["bf16", "fp8"] = "bf16"
-    """Precision of the key/value cache."""
-
-
-class PolynomialEngine(StrictModel):
-    """The timing polynomials of Dynamo's mock engine, with the cap response of the GPU."""
-
-    kind: Literal["polynomial"]
-    """Always `polynomial`."""
-    max_num_seqs: Count = 256
-    """Most sequences in one decode batch."""
-    max_batched_tokens: Count = 8192
-    """Most tokens in one pass."""
-    kv_capacity_tokens: int = Field(default=1_048_576, ge=1000, le=1_000_000_000)
-    """Tokens of context that fit in a replica."""
-
-
-class ProfileEngine(StrictModel):
-    """Measured times from Dynamo's profiling results."""
-
-    kind: Literal["profile"]
-    """Always `profile`."""
-    path: str
-    """Folder with the profiling results, relative to the scenario file."""
-
-
-Engine = Annotated[RooflineEngine | PolynomialEngine | ProfileEngine, Field(discriminator="kind")]
-
-
-class PoolSpec(StrictModel):
-    """GPUs of one product set aside for one role of one deployment."""
-
-    name: Name
-    """Unique in the scenario."""
-    role: Literal["prefill", "decode", "aggregated"]
-    """What its replicas do."""
-    gpu: str
-    """GPU product, as `wattline models` lists them."""
-    gpus: Count
-    """GPUs set aside."""
-    gpus_per_replica: int = Field(default=1, ge=1, le=1024)
-    """GPUs of one replica: the tensor-parallel size, unless that is given."""
-    tensor_parallel: int | None = Field(default=None, ge=1, le=64)
-    """GPUs over which each layer is split; the rest of a replica's GPUs run data-parallel."""
-    expert_parallel: bool = False
-    """Spread whole experts over the replica's GPUs instead of splitting each."""
-    min_replicas: int = Field(default=1, ge=0, le=1_000_000)
-    """Fewest replicas that may serve."""
-    max_replicas: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Most replicas; left out: as many as the GPUs hold."""
-    startup_s: float = Field(default=90.0, ge=0.0, le=3600.0)
-    """From the order to start a replica until it serves."""
-
-    @property
-    def most_replicas(self) -> int:
-        """Upper bound on replicas."""
-        held = self.gpus // self.gpus_per_replica
-        return held if self.max_replicas is None else min(self.max_replicas, held)
-
-    @model_validator(mode="after")
-    def _counts_fit(self) -> Self:
-        if self.gpus % self.gpus_per_replica:
-            raise ValueError("gpus must be a multiple of gpus_per_replica")
-        if self.tensor_parallel is not None and self.gpus_per_replica % self.tensor_parallel:
-            raise ValueError("gpus_per_replica must be a multiple of tensor_parallel")
-        if not self.min_replicas <= self.most_replicas:
-            raise ValueError("min_replicas is more than the GPUs or max_replicas allow")
-        return self
-
-
-class SloSpec(StrictModel):
-    """Latency targets: a request counts as good when it meets both."""
-
-    ttft_s: float = Field(gt=0.0, le=3600.0)
-    """Time to the first token, queueing included."""
-    itl_s: float = Field(gt=0.0, le=60.0)
-    """Mean time between the tokens of a request."""
-
-
-class DeploymentSpec(StrictModel):
-    """One served model with its targets and its pools."""
-
-    name: Name
-    """Unique in the scenario."""
-    model: str
-    """A model that `wattline models` lists, or a folder with a Hugging Face `config.json`."""
-    precision: Literal["bf16", "fp8", "int8", "nvfp4", "mxfp4", "int4"] | None = None
-    """Precision of the weights; left out: as the model is published."""
-    slo: SloSpec
-    """Latency targets."""
-    priority: float = Field(default=1.0, gt=0.0, le=1000.0)
-    """Weight of its requests against those of other deployments."""
-    engine: Engine = RooflineEngine()
-    """Where times and watts come from."""
-    pools: list[PoolSpec] = Field(min_length=1, max_length=100)
-    """Prefill and decode pools, or aggregated ones."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        roles = {pool.role for pool in self.pools}
-        if roles not in ({"aggregated"}, {"prefill", "decode"}):
-            raise ValueError("pools must be all aggregated, or prefill and decode")
-        return self
 
 
 class PlannedChange(BudgetChange):

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from wattline.catalog import engines as catalog
-from wattline.catalog.products import gpu
-from wattline.core import polynomial, profile, roofline
+from wattline.catalog import fleet_spec
+from wattline.catalog.fleet_spec import AnyEngine
+from wattline.core import profile
 from wattline.core.errors import InputError
-from wattline.core.fleet import Deployment, Fleet, GpuProduct, Pool, Role, Slo
+from wattline.core.fleet import Fleet
 from wattline.sim.faults import BudgetCut, BudgetRestore, target_gpus
 from wattline.sim.plant.config import PlantConfig, Routing
-from wattline.sim.scenario import (
-    DeploymentSpec,
-    PolynomialEngine,
-    PoolSpec,
-    ProfileEngine,
-    Scenario,
-)
+from wattline.sim.scenario import Scenario
 from wattline.sim.trace_files import read_trace
 from wattline.sim.traces import Trace
 from wattline.sim.traffic import build_streams
-
-AnyEngine = roofline.RooflineEngine | polynomial.PolynomialEngine | profile.ProfileEngine
 
 
 def to_fleet(scenario: Scenario) -> Fleet:
@@ -34,41 +24,10 @@ def to_fleet(scenario: Scenario) -> Fleet:
 
     InputError for GPU products that the catalog does not hold.
     """
-    products: dict[str, GpuProduct] = {}
-    pools = []
-    for deployment in scenario.deployments:
-        for pool in deployment.pools:
-            with _at(scenario, f"pool {pool.name}, gpu"):
-                found = gpu(pool.gpu)
-            settle_s = scenario.plant.limiter.settle_s
-            if settle_s is not None:
-                found = replace(found, settle_s=settle_s)
-            products.setdefault(found.name, found)
-            pools.append(_pool(pool, deployment.name, found.name))
-    return Fleet(
-        products=tuple(products.values()),
-        deployments=tuple(
-            Deployment(
-                name=deployment.name,
-                model=deployment.model,
-                slo=Slo(ttft_s=deployment.slo.ttft_s, itl_s=deployment.slo.itl_s),
-                priority=deployment.priority,
-            )
-            for deployment in scenario.deployments
-        ),
-        pools=tuple(pools),
+    where = f"scenario {scenario.name}"
+    return fleet_spec.to_fleet(
+        scenario.deployments, where, settle_s=scenario.plant.limiter.settle_s
     )
-
-
-@contextmanager
-def _at(scenario: Scenario, what: str) -> Iterator[None]:
-    """Say where in the scenario a name stands that another module could not use."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(
-            f"scenario {scenario.name}, {what}: {error.where}", error.found, error.remedy
-        ) from error
 
 
 def to_engines(scenario: Scenario, fleet: Fleet, folder: Path = Path()) -> tuple[AnyEngine, ...]:
@@ -76,40 +35,8 @@ def to_engines(scenario: Scenario, fleet: Fleet, folder: Path = Path()) -> tuple
 
     InputError for unknown models, models that do not fit their GPUs, and unusable profiles.
     """
-    engines: list[AnyEngine] = []
-    pools = iter(fleet.pools)
-    for spec, deployment in zip(scenario.deployments, fleet.deployments, strict=True):
-        for pool_spec in spec.pools:
-            with _at(scenario, f"deployment {spec.name}"):
-                engines.append(_engine(spec, pool_spec, next(pools), deployment, folder))
-    return tuple(engines)
-
-
-def _engine(
-    spec: DeploymentSpec, pool_spec: PoolSpec, pool: Pool, deployment: Deployment, folder: Path
-) -> AnyEngine:
-    options = spec.engine
-    if isinstance(options, ProfileEngine):
-        return catalog.engine_profile(folder / options.path, pool, deployment)
-    if isinstance(options, PolynomialEngine):
-        return catalog.engine_polynomial(
-            pool.gpu,
-            max_num_seqs=options.max_num_seqs,
-            max_batched_tokens=options.max_batched_tokens,
-            kv_capacity_tokens=options.kv_capacity_tokens,
-        )
-    tp = pool_spec.tensor_parallel or pool.gpus_per_replica
-    return catalog.engine(
-        pool,
-        deployment,
-        precision=spec.precision,
-        kv_precision=options.kv_precision,
-        tp=tp,
-        dp=pool.gpus_per_replica // tp,
-        expert_parallel=pool_spec.expert_parallel,
-        max_num_seqs=options.max_num_seqs,
-        max_batched_tokens=options.max_batched_tokens,
-    )
+    where = f"scenario {scenario.name}"
+    return fleet_spec.to_engines(scenario.deployments, fleet, folder, where)
 
 
 def plant_engines(scenario: Scenario, engines: tuple[AnyEngine, ...]) -> tuple[AnyEngine, ...]:
@@ -153,20 +80,6 @@ def check_targets(scenario: Scenario, fleet: Fleet) -> None:
         if target is not None:
             where = f"scenario {scenario.name}, faults[{number}].target"
             target_gpus(target, fleet, scenario.plant.gpus_per_node, where)
-
-
-def _pool(spec: PoolSpec, deployment: str, gpu: str) -> Pool:
-    return Pool(
-        name=spec.name,
-        deployment=deployment,
-        role=Role(spec.role),
-        gpu=gpu,
-        gpus=spec.gpus,
-        gpus_per_replica=spec.gpus_per_replica,
-        min_replicas=spec.min_replicas,
-        max_replicas=spec.most_replicas,
-        startup_s=spec.startup_s,
-    )
 
 
 def build_traffic(

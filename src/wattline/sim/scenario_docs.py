@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from wattline.catalog import fleet_spec
 from wattline.sim import faults, scenario, traffic
 
 _INTRO = """# Scenario reference
@@ -30,12 +31,12 @@ _SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     (
         "Fleet",
         "What is served and by which GPUs.",
-        (scenario.DeploymentSpec, scenario.SloSpec, scenario.PoolSpec),
+        (fleet_spec.DeploymentSpec, fleet_spec.SloSpec, fleet_spec.PoolSpec),
     ),
     (
         "Engines",
         "`engine` of a deployment, told apart by `kind`.",
-        (scenario.RooflineEngine, scenario.PolynomialEngine, scenario.ProfileEngine),
+        (fleet_spec.RooflineEngine, fleet_spec.PolynomialEngine, fleet_spec.ProfileEngine),
     ),
     (
         "Traffic",

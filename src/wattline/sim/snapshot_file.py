@@ -12,7 +12,7 @@ import yaml
 from wattline.core.errors import InputError
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
-from wattline.sim.record import settings_from_json, snapshot_from_python
+from wattline.recording.codec import settings_from_json, snapshot_from_python
 
 _MOST_BYTES = 256 << 20
 

@@ -8,12 +8,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from wattline.catalog.yaml_files import StrictModel
 from wattline.core.errors import InputError
 from wattline.sim import generate
 from wattline.sim.faults import Seconds
 from wattline.sim.trace_files import read_trace
 from wattline.sim.traces import Trace, for_deployment, merge
-from wattline.sim.yaml_files import StrictModel
 
 Rate = Annotated[float, Field(gt=0.0, le=100_000.0)]
 Span = Annotated[float, Field(gt=0.0, le=366 * 86_400.0)]

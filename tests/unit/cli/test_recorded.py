@@ -11,7 +11,8 @@ import yaml
 from cli_fixtures import wattline
 
 from wattline.core.settings import Settings
-from wattline.sim.record import Recording, settings_from_json, settings_to_json
+from wattline.recording.codec import settings_from_json, settings_to_json
+from wattline.recording.record import Recording
 from wattline.sim.scenario import builtin_names, folder_of, load
 from wattline.sim.scenario_build import to_engines, to_fleet
 

@@ -141,7 +141,7 @@ def test_a_run_that_fails_leaves_nothing_but_the_earlier_one(
     def full(*_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("wattline.sim.record.Recorder.append", full)
+    monkeypatch.setattr("wattline.recording.record.Recorder.append", full)
     outcome = wattline("simulate", tiny, "--out", out)
     assert outcome.code == 1
     assert "disk full" in outcome.line
@@ -155,7 +155,7 @@ def test_an_interrupted_run_leaves_nothing(
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wattline.sim.record.Recorder.append", stop)
+    monkeypatch.setattr("wattline.recording.record.Recorder.append", stop)
     outcome = wattline("simulate", tiny, "--out", tmp_path / "run")
     assert outcome.code == 130
     assert outcome.err.strip() == "wattline: interrupted"

@@ -6,9 +6,9 @@ from functools import cache
 
 import yaml
 
+from wattline.catalog.yaml_files import parse
 from wattline.sim.experiment import Experiment, Traffic, prepare
 from wattline.sim.scenario import Scenario
-from wattline.sim.yaml_files import parse
 
 SMALL = """
 name: small

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from loop_fixtures import experiment, small
 
 from wattline.core.errors import InputError
-from wattline.sim.record import Recording, settings_from_json, settings_to_json
+from wattline.recording.codec import settings_from_json, settings_to_json
+from wattline.recording.record import Recording
 from wattline.sim.replay import replay
 from wattline.sim.runs import Job, run
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from wattline.catalog.yaml_files import parse
 from wattline.core.errors import InputError
 from wattline.core.fleet import Fleet
 from wattline.sim.faults import Target, node_of_gpus, target_gpus
 from wattline.sim.scenario import Scenario
 from wattline.sim.scenario_build import to_fleet
-from wattline.sim.yaml_files import parse
 
 TEXT = """\
 name: small

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wattline.catalog.yaml_files import parse
 from wattline.core.errors import InputError
 from wattline.sim import scenario_build as build
 from wattline.sim.faults import FAULT_TYPES
@@ -18,7 +19,6 @@ from wattline.sim.plant.config import Routing
 from wattline.sim.scenario import Scenario, builtin_names, builtin_text, folder_of, load
 from wattline.sim.scenario_docs import reference
 from wattline.sim.traces import make_trace, write_trace
-from wattline.sim.yaml_files import parse
 
 REQUIRED = {
     "demo",
