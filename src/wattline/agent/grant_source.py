@@ -1,8 +1,8 @@
 """Where grants come from: a file, or a directory with one per node, that is replaced atomically.
 
 The same thread looks after the brake file. Both are looked at by `stat`, which works on every file
-system and through the links of Kubernetes' volumes. The content is read only when the file has
-changed, so a look costs little: 20 a second take about 0.1 % of a core.
+system and through the links of Kubernetes' volumes, and the content is read only when the file has
+changed. A look takes 5 microseconds, and with its wake-up 20 of them a second cost 0.2 % of a core.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ class Agent:
             return asked.answer.get(timeout=_ANSWER_S)
         except queue.Empty:
             asked.dropped = True
-            return Answer(False, f"the agent's loop did not answer within {_ANSWER_S:g} s")
+            began = "it has begun, see status" if asked.begun else "nothing was changed"
+            return Answer(False, f"the agent's loop did not answer within {_ANSWER_S:g} s: {began}")
 
     def call_brake(self, trigger: str, by: str) -> None:
         """Brake; safe to call from a signal handler."""

@@ -35,8 +35,11 @@ log = logging.getLogger(__name__)
 _FACTS_S = 30.0
 """Between readings of what changes seldom: range, default, persistence, MIG."""
 _FIRST_SEARCH_S = 1.0
-_LONGEST_SEARCH_S = 30.0
-"""Between enumerations while a GPU is missing: doubling."""
+_LONGEST_SEARCH_S = 5.0
+"""Between enumerations while a GPU is missing: doubling, but not while there is no driver at all.
+
+A GPU or a driver that comes back does so at its default limit, so it is not left alone for long.
+"""
 _PICTURE_S = 0.25
 """After which a picture is taken without the GPUs that have not answered."""
 
@@ -55,10 +58,11 @@ class LookAgain:
 
 @dataclass(slots=True)
 class Asked:
-    """A command on its way to the loop. dropped: whoever asked has gone."""
+    """A command on its way to the loop. begun: it is carried out; dropped: nobody waits for it."""
 
     command: Command
     answer: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
+    begun: bool = False
     dropped: bool = False
 
 
@@ -121,6 +125,7 @@ class Turns:
         self._picture_due_s: float | None = None
         self._changed = False
         self._undecided = False
+        self._answers: list[tuple[Asked, Answer]] = []
 
     def close(self, timeout_s: float) -> bool:
         """End the threads that call GPUs; False: one of them hangs in a call."""
@@ -145,6 +150,7 @@ class Turns:
             self._undecided = False
             self.parts.drop_in.apply()
         self._actuator.pump()
+        self._answer()
         due = self._picture_due_s is not None and now_s >= self._picture_due_s
         if self._changed or due or (self._picture_due_s is not None and not self._unread):
             self.take_picture()
@@ -199,7 +205,7 @@ class Turns:
     def _tick(self, now_s: float) -> None:
         """Ask every GPU for readings, and look after those that are missing or hang."""
         self._next_tick_s = now_s + self._settings.readback_s
-        self._picture_due_s = now_s + min(0.25, self._settings.readback_s / 2)
+        self._picture_due_s = now_s + min(_PICTURE_S, self._settings.readback_s / 2)
         facts = now_s >= self._next_facts_s
         if facts:
             self._next_facts_s = now_s + _FACTS_S
@@ -216,7 +222,10 @@ class Turns:
         missing = not self._actuator.entries or any(
             not entry.present or not entry.sure for entry in self._actuator.entries.values()
         )
-        self._search_s = min(2 * self._search_s, _LONGEST_SEARCH_S) if missing else _FIRST_SEARCH_S
+        if missing and self._enumeration_error is None:
+            self._search_s = min(2 * self._search_s, _LONGEST_SEARCH_S)
+        else:
+            self._search_s = _FIRST_SEARCH_S
         self._searched_s = now_s
         self._next_search_s = now_s + (self._search_s if missing else self._settings.reconcile_s)
         self._actuator.tally.add("wattline_agent_enumerations_total")
@@ -303,8 +312,19 @@ class Turns:
     def _on_asked(self, asked: Asked) -> None:
         if asked.dropped:
             return
+        asked.begun = True
         self._changed = self._undecided = True
-        asked.answer.put(self.parts.operator.carry_out(asked.command))
+        self._answers.append((asked, self.parts.operator.carry_out(asked.command)))
+
+    def _answer(self) -> None:
+        """Answer commands once the journal has what they ordered."""
+        problem = self._actuator.journal.problem
+        for asked, answer in self._answers:
+            text = answer.text
+            if problem is not None:
+                text += f" (the journal {problem}: a restart would forget it)"
+            asked.answer.put(Answer(answer.done, text))
+        self._answers.clear()
 
     # What goes out
 

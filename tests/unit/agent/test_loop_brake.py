@@ -211,6 +211,16 @@ def test_a_restore_by_hand_lasts_until_it_is_resumed(tmp_path: Path) -> None:
         eventually(lambda: node.limits()[0] == 480.0, "capped again")
 
 
+def test_an_answer_says_when_a_restart_would_forget_the_order(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        agent = node.start()
+        node.known()
+        node.disk.full = True
+        answer = agent.submit(Hold(by="ada", why="x"))
+        assert answer.done
+        assert "a restart would forget it" in answer.text
+
+
 def test_commands_are_answered_while_every_gpu_fails(tmp_path: Path) -> None:
     with bench(tmp_path) as node:
         agent = node.start()
