@@ -11,7 +11,6 @@ original being kept in memory and journalled as soon as that is possible.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -22,7 +21,7 @@ from wattline.agent.gpus import GpuEntry, Tally, Write
 from wattline.agent.journal import GpuRecord, Journal, JournalError
 from wattline.agent.lanes import BRAKE_SERIAL, Lane
 from wattline.agent.metric_catalogue import APPLY_FAILURES, counter_key
-from wattline.agent.records import Records, found_w, record_before, with_ours
+from wattline.agent.records import Records, claim, found_w, held_before, record_before, with_ours
 from wattline.agent.settings import AgentSettings
 from wattline.agent.snapshot import Mode
 from wattline.drivers.gpu.device import GpuDevice
@@ -144,26 +143,16 @@ class Actuator:
             entry.remark = "its range of limits cannot be read: nothing is written until it can"
             return
         entry.remark = None
-        record, limits = entry.record, facts.limits
-        entry.ours = bool(record.ours_w)
+        limits, settings = facts.limits, self.settings
+        entry.ours, record = claim(
+            entry.record, enforced_w, settings.mode, self.journal.unjournalled
+        )
+        entry.record = record
         journalled = None
-        if self.settings.mode is Mode.ANNOTATIONS or not entry.ours:
-            entry.ours = record.may_be_ours(enforced_w)
-        if self.journal.unjournalled and record.original_w is not None and not record.ours_w:
-            entry.ours = entry.ours or enforced_w < record.original_w
-        if entry.ours and not record.ours_w:
-            entry.record = record = with_ours(record, enforced_w)
-        elif record.ours_w and not entry.ours:
-            entry.record = record = replace(record, ours_w=())
-        if entry.ours and self.settings.mode is Mode.GRANTS:
-            journalled = JournalledGpu(
-                held_w=enforced_w if record.held_w is None else record.held_w,
-                brake_w=record.brake_w,
-                lease_s=math.inf if record.lease_s is None else record.lease_s,
-                expiry_w=record.expiry_w,
-            )
-        elif self.settings.brake_w is not None:
-            brake_w = min(max(self.settings.brake_w, limits.min_w), limits.max_w)
+        if entry.ours and settings.mode is Mode.GRANTS:
+            journalled = held_before(record, enforced_w)
+        elif settings.brake_w is not None:
+            brake_w = min(max(settings.brake_w, limits.min_w), limits.max_w)
             journalled = JournalledGpu(held_w=enforced_w, brake_w=brake_w)
         found = Found(enforced_w, limits.min_w, limits.max_w, requested_w)
         self.node.add_gpu(entry.uuid, found, now_s, journalled)

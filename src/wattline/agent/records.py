@@ -9,7 +9,9 @@ from dataclasses import replace
 from wattline.agent.device_calls import Order
 from wattline.agent.gpus import GpuEntry
 from wattline.agent.journal import GpuRecord, JournalState
+from wattline.agent.snapshot import Mode
 from wattline.grants.node import Node
+from wattline.grants.node_state import JournalledGpu
 
 _OURS_KEPT = 3
 """Limits asked for last that count as ours: the newest, one under way, one before."""
@@ -42,6 +44,34 @@ def record_before(entry: GpuEntry, order: Order) -> GpuRecord:
     if order.clock_mhz is not None:
         record = replace(record, clock_mhz=order.clock_mhz)
     return record
+
+
+def claim(
+    record: GpuRecord, enforced_w: float, mode: Mode, unjournalled: bool
+) -> tuple[bool, GpuRecord]:
+    """Whether the limit that a start finds is ours to write, and the record that follows from it.
+
+    Under grants a GPU that was ours stays so, whoever wrote since: less is held than was found. In
+    annotation mode another's limit is left alone. unjournalled: an earlier run lowered limits on a
+    full disk, so one below its original is ours too.
+    """
+    ours = bool(record.ours_w) and mode is Mode.GRANTS
+    ours = ours or record.may_be_ours(enforced_w)
+    if unjournalled and record.original_w is not None and not record.ours_w:
+        ours = ours or enforced_w < record.original_w
+    if ours and not record.ours_w:
+        return True, with_ours(record, enforced_w)
+    return ours, record if ours else replace(record, ours_w=())
+
+
+def held_before(record: GpuRecord, enforced_w: float) -> JournalledGpu:
+    """What the protocol must know of a GPU after a restart."""
+    return JournalledGpu(
+        held_w=enforced_w if record.held_w is None else record.held_w,
+        brake_w=record.brake_w,
+        lease_s=math.inf if record.lease_s is None else record.lease_s,
+        expiry_w=record.expiry_w,
+    )
 
 
 class Records:

@@ -228,3 +228,25 @@ def test_commands_are_answered_while_every_gpu_fails(tmp_path: Path) -> None:
         for uuid in node.uuids:
             node.node.fail(uuid, GpuFault.UNKNOWN)
         assert agent.submit(Hold(by="ada", why="x")).done
+
+
+def test_a_brake_file_that_is_there_at_the_start_brakes(tmp_path: Path) -> None:
+    with bench(tmp_path, settings={"brake_w": 300.0}) as node:
+        node.brake_file.write_text("")
+        node.start()
+        eventually(lambda: node.limits() == [300.0, 300.0], "braked")
+        node.known()
+        assert node.view(0).original_w == 700.0
+        node.brake_file.unlink()
+        eventually(lambda: any(line["what"] == "brake_file_gone" for line in audit(node)), "gone")
+        node.granted(500.0, 500.0)
+
+
+def test_a_gpu_that_comes_while_braked_is_braked(tmp_path: Path) -> None:
+    with bench(tmp_path, gpus=1, settings=ANNOTATED) as node:
+        agent = node.start()
+        node.known()
+        assert agent.submit(Brake(by="ada")).done
+        eventually(lambda: node.limits() == [200.0], "braked")
+        node.node.add("NVIDIA H100 80GB HBM3")
+        eventually(lambda: node.limits() == [200.0, 200.0], "the new one too")
