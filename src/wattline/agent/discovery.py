@@ -14,9 +14,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enumerated:
-    """GPUs as they are now. error: they could not be listed, and nothing is known of them."""
+    """GPUs as they are now. error: they could not be listed, and nothing is known of them.
+
+    left_out: one line for each GPU that is there and did not answer.
+    """
 
     devices: Sequence[GpuDevice] = ()
+    left_out: Sequence[str] = ()
     error: GpuError | None = None
 
 
@@ -50,7 +54,9 @@ class Discovery:
             if self._closing:
                 return
             try:
-                self._post(Enumerated(devices=self._driver.enumerate()))
+                devices = self._driver.enumerate()
+                left_out = getattr(self._driver, "unreachable", ())
+                self._post(Enumerated(devices=devices, left_out=left_out))
             except GpuError as error:
                 self._post(Enumerated(error=error))
             except Exception as error:  # A driver's bug must not end the search for GPUs.

@@ -116,6 +116,7 @@ class Turns:
         self._owners_s: float | None = None
         self._enumerated = False
         self._enumeration_error: str | None = None
+        self._left_out = False
         self._search_s = _FIRST_SEARCH_S
         self._searched_s = clock()
         self._next_search_s = 0.0
@@ -219,8 +220,11 @@ class Turns:
 
     def _search(self, now_s: float) -> None:
         """Enumerate anew: often while something is missing, else as rarely as a reconcile."""
-        missing = not self._actuator.entries or any(
-            not entry.present or not entry.sure for entry in self._actuator.entries.values()
+        entries = self._actuator.entries.values()
+        missing = (
+            not entries
+            or self._left_out
+            or any(not entry.present or not entry.sure for entry in entries)
         )
         if missing and self._enumeration_error is None:
             self._search_s = min(2 * self._search_s, _LONGEST_SEARCH_S)
@@ -255,6 +259,10 @@ class Turns:
             log.warning("GPUs cannot be listed", extra={"why": self._enumeration_error})
             return
         self._enumerated = True
+        # One that has never answered in this run has no entry that could be missing.
+        self._left_out = bool(found.left_out)
+        if self._left_out:
+            self._next_search_s = min(self._next_search_s, self._searched_s + self._search_s)
         uuids = {device.identity.uuid for device in found.devices}
         for entry in self._actuator.entries.values():
             if entry.uuid not in uuids and entry.present:

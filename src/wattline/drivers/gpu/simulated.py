@@ -211,15 +211,19 @@ class SimulatedDriver:
 
     def __init__(self, node: SimulatedNode | None = None) -> None:
         self.node = node if node is not None else SimulatedNode()
+        self.unreachable: tuple[str, ...] = ()
 
     def enumerate(self) -> Sequence[SimulatedDevice]:
         """All GPUs in their present order; a lost one is left out, as NVML does."""
         node = self.node
         enumeration = node.enumeration  # first: a change while we list makes these devices stale
+        gpus = list(enumerate(list(node.gpus)))
+        lost = [index for index, gpu in gpus if gpu.faults.get(ANY_CALL) is GpuFault.LOST]
+        self.unreachable = tuple(f"GPU {index} is lost" for index in lost)
         return [
             SimulatedDevice(node, GpuIdentity(gpu.uuid, index, gpu.product.name), enumeration)
-            for index, gpu in enumerate(list(node.gpus))
-            if gpu.faults.get(ANY_CALL) is not GpuFault.LOST
+            for index, gpu in gpus
+            if index not in lost
         ]
 
     def close(self) -> None:
