@@ -182,6 +182,8 @@ class Supervisor:
 
         `limit_s` is a common limit after which every worker that is left is killed.
         """
+        if self._ended.is_set():
+            return
         with self._lock:
             for worker in self._workers.values():
                 self._ask_to_end(worker)
@@ -195,7 +197,10 @@ class Supervisor:
         self._leave()
 
     def abandon(self) -> None:
-        """End without touching the workers: the next supervisor of the folder has them."""
+        """End without touching the workers: the next supervisor of the folder has them.
+
+        They stay children of this process, which reaps them only by ending.
+        """
         self._leave()
 
     def _leave(self) -> None:
