@@ -288,8 +288,8 @@ class Demo:
         found_w = self._enforced_w
         self._set_budget(FIRST_BUDGET_W)
         self._say(
-            f"{NODE}: {GPUS} virtual H100, {found_w:.0f} W enforced, budget {FIRST_BUDGET_W:.0f} W"
-            f" with a guard band of {GUARD_W:.0f} W"
+            f"{GPUS} virtual H100 at {found_w:.0f} W, budget {FIRST_BUDGET_W:.0f} W, "
+            f"guard band {GUARD_W:.0f} W"
         )
         self._start_agent()
         self._start_coordinator()
@@ -303,7 +303,7 @@ class Demo:
         self._observer = Observer({NODE: self._node.gpus_file})
         self._known.budgets = [(self._observer.start_s, round(self._budget_w * 1000))]
         self._observer.start()
-        self._say(f"agent and coordinator are up, {self._enforced_w:.0f} W enforced: observed now")
+        self._say(f"agent and coordinator up, {self._enforced_w:.0f} W enforced: observed now")
 
     def _until_used(self) -> None:
         usable_w = self._budget_w - GUARD_W
@@ -338,8 +338,8 @@ class Demo:
             each for each in self._after(start_s) if each.gpu == uuid and each.cause == "nvml"
         )
         self._say(
-            f"     the agent found it and wrote {mended.enforced_mw / 1000:.0f} W again "
-            f"{mended.at_s - start_s:.2f} s later; exposure, not ours"
+            f"     the agent wrote {mended.enforced_mw / 1000:.0f} W again "
+            f"{mended.at_s - start_s:.2f} s later: exposure, not ours"
         )
         self._pump(3.0)
 

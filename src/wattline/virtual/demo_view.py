@@ -77,7 +77,7 @@ class LiveView(View):
     def _draw(self, frame: Frame) -> None:
         over = sum(row.enforced_w for row in frame.rows) > frame.budget_w
         lines = [
-            f"{_BOLD}wattline demo-node{_RESET}  {frame.at_s:4.0f} s  {self._cut(frame.title, 26)}",
+            f"{_BOLD}wattline demo-node{_RESET}  {frame.at_s:4.0f} s  {self._cut(frame.title, 30)}",
             "",
             self._cut(f"{'GPU':>3}  {'granted':>9}  {'enforced':>9}  {'draw':>7}  █ draw  ┃ limit"),
             *(self._row(row) for row in frame.rows),
