@@ -42,6 +42,7 @@ from wattline.agent.journal import Journal
 from wattline.agent.journal import decode as decode_journal
 from wattline.agent.settings import ENV_PREFIX, SETTINGS, load_settings
 from wattline.agent.takeover import read_state
+from wattline.core.errors import WattlineError
 from wattline.drivers.gpu.device import LimitRange
 from wattline.drivers.grant_files import GrantFile, decode_grants, decode_report
 from wattline.drivers.grant_log import FencedError, GrantLog
@@ -184,7 +185,10 @@ def targets(folder: Path) -> list[Target]:
             poll_s=1.0,
             now=lambda: 0.0,
         )
-        return [event.why for event in source.look() if isinstance(event, GrantsRefused)]
+        for event in source.look():
+            if isinstance(event, GrantsRefused):
+                raise WattlineError(event.why)
+        return ()
 
     def feed_journal_file(data: bytes) -> Sequence[str]:
         files.put("journal.json", data)
@@ -192,15 +196,15 @@ def targets(folder: Path) -> list[Target]:
         journal.load()
         for aside in files.folder.glob("journal.json.corrupt-*"):
             aside.unlink()
-        return [journal.set_aside or ""]
+        if journal.set_aside is not None:
+            raise WattlineError(journal.set_aside)
+        return ()
 
     def feed_pods(data: bytes) -> Sequence[str]:
         source = PodsFile(files.put("pods.json", data), poll_s=60.0)
         source.start()
         source.stop()
-        if source.trouble() is None:
-            source.pods()
-        return [source.trouble() or ""]
+        return silent(source.pods())
 
     def feed_settings(data: bytes) -> Sequence[str]:
         text, _, surroundings = data.rpartition(b"\n@environment@")
