@@ -249,9 +249,10 @@ class Bench:
         }
         restore = values.pop("restore", ())
         clock_mhz = values.pop("clock_mhz", None)
+        uuids = values.pop("uuids", self.uuids)
         grants = tuple(
             GpuGrant(grant=Grant(gpu=uuid, watts=each, **values), clock_mhz=clock_mhz)
-            for uuid, each in zip(self.uuids, watts, strict=False)
+            for uuid, each in zip(uuids, watts, strict=False)
             if each is not None
         )
         self.write(

@@ -61,10 +61,7 @@ def test_an_unknown_gpu_is_named_and_the_others_obey(tmp_path: Path) -> None:
     with bench(tmp_path) as node:
         node.start()
         node.known()
-        sequence = node.grant(400.0, 400.0)
-        file = node.grants / "n1.json"
-        text = file.read_text().replace(node.uuids[1], "GPU-elsewhere")
-        file.write_text(text)
+        sequence = node.grant(400.0, 400.0, uuids=[node.uuids[0], "GPU-elsewhere"])
         eventually(lambda: node.view(0).sequence == sequence, "the known GPU obeys")
         assert node.limits() == [400.0, 700.0]
 
