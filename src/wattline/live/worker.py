@@ -184,9 +184,9 @@ def main(arguments: list[str]) -> int:
     born_s = time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        if len(arguments) != 1:
-            raise InputError("worker", arguments, "give one specification, as JSON")
-        spec = WorkerSpec.from_json(arguments[0])
+        if not arguments:
+            raise InputError("worker", arguments, "give a specification, as JSON")
+        spec = WorkerSpec.from_json(arguments[0], arguments[1:])
         with WorkerGpus(Path(spec.gpus_file), spec.gpus) as gpus:
             return 0 if asyncio.run(serve(spec, gpus, born_s)) else 1
     except WattlineError as error:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from wattline.core.errors import InputError
 from wattline.live.environment import Environment
+from wattline.live.supervisor import WorkerPool
 from wattline.live.worker_spec import WorkerSpec
 from wattline.virtual.gpus import VirtualGpus
+
+_MARGIN_S = 60.0
 
 
 def worker_command(
@@ -22,6 +25,22 @@ def worker_command(
         env["DYN_SYSTEM_PORT"] = str(system_port)
     argv = [str(environment.python), "-m", "wattline.live.worker", spec.to_json()]
     return argv, env
+
+
+def worker_pool(environment: Environment, spec: WorkerSpec, discovery: Path) -> WorkerPool:
+    """A pool of such workers for a supervisor, named as the specification.
+
+    The supervisor fills in GPUs, ports and names. It kills a worker that has not ended well after
+    its own limit, and one that is not registered well after its start-up time.
+    """
+    argv, env = worker_command(environment, spec, discovery)
+    return WorkerPool(
+        name=spec.name,
+        argv=(*argv, "gpus={gpus}", "metrics_port={metrics_port}", "name={replica}"),
+        env={**env, "DYN_SYSTEM_PORT": "{system_port}"},
+        start_limit_s=spec.startup_s + _MARGIN_S,
+        drain_limit_s=spec.quiet_s + spec.drain_s + _MARGIN_S,
+    )
 
 
 def on_node(node: Path, gpus: str) -> tuple[Path, tuple[str, ...]]:

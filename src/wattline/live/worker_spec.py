@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -65,8 +66,11 @@ class WorkerSpec:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> WorkerSpec:
-        """Read a document; InputError for anything but what `to_json` writes."""
+    def from_json(cls, text: str, changes: Sequence[str] = ()) -> WorkerSpec:
+        """Read a document; InputError for anything but what `to_json` writes.
+
+        `changes` are what a supervisor fills in: `gpus=A,B`, `metrics_port=N`, `name=X`.
+        """
         try:
             raw = json.loads(text)
         except ValueError as error:
@@ -75,6 +79,7 @@ class WorkerSpec:
         if not isinstance(raw, dict) or not set(raw) <= known:
             found = sorted(set(raw) - known) if isinstance(raw, dict) else raw
             raise InputError("worker specification", found, f"keys are {', '.join(sorted(known))}")
+        raw.update(_change(word) for word in changes)
         try:
             raw["role"] = Role(raw["role"])
             raw["gpus"] = tuple(raw["gpus"])
@@ -99,6 +104,17 @@ class WorkerSpec:
         if not (Path(self.model_dir) / "tokenizer.json").exists():
             remedy = "no tokenizer.json: `python -m wattline.live.environment` makes one"
             raise InputError("worker, model_dir", self.model_dir, remedy)
+
+
+def _change(word: str) -> tuple[str, object]:
+    name, given, value = word.partition("=")
+    if given and name == "gpus":
+        return name, [uuid for uuid in value.split(",") if uuid]
+    if given and name == "metrics_port" and value.isdecimal():
+        return name, int(value)
+    if given and name == "name":
+        return name, value
+    raise InputError("worker", word, "only gpus, metrics_port and name can be given so")
 
 
 def build_engine(spec: WorkerSpec, product: str) -> EngineModel:
