@@ -1,8 +1,9 @@
 import json
+import threading
 from pathlib import Path
 
 import pytest
-from agent_fixtures import bench, eventually
+from agent_fixtures import DEADLINE_S, bench, eventually
 
 from wattline.agent.snapshot import Reason
 
@@ -219,3 +220,26 @@ def test_a_state_directory_that_is_open_to_all_is_closed(tmp_path: Path) -> None
         node.start()
         node.known()
         assert node.view(0).original_w == 700.0
+
+
+def test_while_a_call_hangs_the_lock_is_kept_and_no_successor_starts(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        node.start()
+        node.known()
+        node.granted(400.0, 400.0)
+        entered, answers = threading.Event(), threading.Event()
+
+        def hang(seconds: float) -> None:
+            entered.set()
+            assert answers.wait(DEADLINE_S)
+
+        node.node._wait = hang
+        node.node.delay(node.uuids[0], 1.0, "write_limit")
+        node.grant(600.0, 600.0)
+        assert entered.wait(DEADLINE_S)
+        node.stop()
+        assert node.driver.closed == 0
+        node.start()
+        assert "another agent" in str(node.error)
+        answers.set()
+        eventually(lambda: node.limits()[0] == 600.0, "the hung write ends at last")
