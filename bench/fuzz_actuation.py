@@ -11,8 +11,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -257,39 +257,10 @@ def run_agent(
     hardware = SimulatedNode(PRODUCTS * 2)
     driver = RecordingDriver(hardware)
     source, listing = Posted(), Listing([gpu.uuid for gpu in hardware.gpus])
-    settings = AgentSettings(
-        node=NODE,
-        mode=mode,
-        state_dir=folder,
-        driver="simulated",
-        safe_default_w=500.0,
-        readback_s=0.1,
-        reconcile_s=1.0,
-        hung_s=600.0,
-    )
-    agent = Agent(
-        settings,
-        driver,
-        grants=source if mode is Mode.GRANTS else None,
-        pods=listing if mode is Mode.ANNOTATIONS else None,
-        owners=listing if mode is Mode.ANNOTATIONS else None,
-    )
+    agent = make_agent(mode, folder, driver, source, listing)
     crashes: list[str] = []
-
-    def live() -> None:
-        try:
-            agent.run()
-        except BaseException as error:
-            crashes.append(f"the agent ended with {type(error).__name__}: {error}")
-
-    def died(what: threading.ExceptHookArgs) -> None:
-        crashes.append(f"a thread of the agent ended with {what.exc_type.__name__}")
-
-    threading.excepthook = died
-    thread = threading.Thread(target=live, daemon=True)
-    thread.start()
     refused = 0
-    try:
+    with living(agent, crashes):
         wait_until(lambda: agent.snapshot is not None or bool(crashes))
         for case in range(cases):
             if crashes:
@@ -304,13 +275,7 @@ def run_agent(
             if case % 5 == 4:
                 time.sleep(0.005)
         calm(hardware)
-    finally:
-        agent.stop()
-        thread.join(30.0)
-        threading.excepthook = threading.__excepthook__
     defects = [("", crash) for crash in crashes]
-    if thread.is_alive():
-        defects.append(("", "the agent did not stop within 30 s"))
     if not driver.attempts:
         defects.append(("", "the agent wrote nothing at all: nothing was tested"))
     defects += [
@@ -319,6 +284,50 @@ def run_agent(
         if attempt.is_out
     ]
     return cases, refused, len(driver.attempts), defects
+
+
+def make_agent(
+    mode: Mode, folder: Path, driver: RecordingDriver, source: Posted, listing: Listing
+) -> Agent:
+    settings = AgentSettings(
+        node=NODE,
+        mode=mode,
+        state_dir=folder,
+        driver="simulated",
+        safe_default_w=500.0,
+        readback_s=0.1,
+        reconcile_s=1.0,
+        hung_s=600.0,
+    )
+    if mode is Mode.GRANTS:
+        return Agent(settings, driver, grants=source)
+    return Agent(settings, driver, pods=listing, owners=listing)
+
+
+@contextmanager
+def living(agent: Agent, crashes: list[str]) -> Iterator[None]:
+    """Let the agent run meanwhile; how it, or a thread of it, came to a bad end is noted."""
+
+    def live() -> None:
+        try:
+            agent.run()
+        except BaseException as error:
+            crashes.append(f"the agent ended with {type(error).__name__}: {error}")
+
+    def died(what: threading.ExceptHookArgs) -> None:
+        crashes.append(f"a thread of the agent ended with {what.exc_type.__name__}")
+
+    threading.excepthook = died
+    thread = threading.Thread(target=live, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        agent.stop()
+        thread.join(30.0)
+        threading.excepthook = threading.__excepthook__
+    if thread.is_alive():
+        crashes.append("the agent did not stop within 30 s")
 
 
 def wait_until(reached: Callable[[], bool], seconds: float = 30.0) -> None:
