@@ -38,7 +38,7 @@ from wattline.live.worker_spec import ENGINES, WorkerSpec
 @click.option(
     "--dynamo", type=click.Path(path_type=Path, file_okay=False), help="Environment of Dynamo."
 )
-@click.option("--system-port", type=click.IntRange(0, 65535), help="Dynamo's own page; none.")
+@click.option("--system-port", type=click.IntRange(0, 32767), help="Dynamo's own page; none.")
 @click.option("--namespace", help="Dynamo namespace.")
 @click.option("--component", help="By default prefill or backend, by role.")
 @click.option("--engine", type=click.Choice(ENGINES), help="Model of passes.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,10 +13,13 @@ import urllib.request
 from pathlib import Path
 from typing import Protocol
 
+from wattline.core.errors import WattlineError
+
 log = logging.getLogger(__name__)
 
 _STARTED_FIELD = 22
 _PROBE_S = 0.5
+_MOST_TRIES = 500
 
 
 class Process(Protocol):
@@ -109,12 +113,24 @@ def probe(port: int) -> int | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free now; another process may take one before it is used."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports of loopback that are free now; another process may take one before it is used.
+
+    From 20000 to 32767: Dynamo 1.6.1 reads `DYN_SYSTEM_PORT` as a signed 16-bit number, and Linux
+    gives the ports above to outgoing connections.
+    """
+    sockets: list[socket.socket] = []
+    draw = random.SystemRandom()
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for _ in range(_MOST_TRIES):
+            if len(sockets) == count:
+                return [each.getsockname()[1] for each in sockets]
+            candidate = socket.socket()
+            sockets.append(candidate)
+            try:
+                candidate.bind(("127.0.0.1", draw.randrange(20_000, 32_768)))
+            except OSError:
+                sockets.pop().close()
+        raise WattlineError(f"no {count} ports of 127.0.0.1 from 20000 to 32767 are free")
     finally:
         for each in sockets:
             each.close()
