@@ -116,7 +116,7 @@ class Turns:
         self._owners_s: float | None = None
         self._enumerated = False
         self._enumeration_error: str | None = None
-        self._left_out = False
+        self._left_out: tuple[str, ...] = ()
         self._search_s = _FIRST_SEARCH_S
         self._searched_s = clock()
         self._next_search_s = 0.0
@@ -223,7 +223,7 @@ class Turns:
         entries = self._actuator.entries.values()
         missing = (
             not entries
-            or self._left_out
+            or bool(self._left_out)
             or any(not entry.present or not entry.sure for entry in entries)
         )
         if missing and self._enumeration_error is None:
@@ -260,8 +260,10 @@ class Turns:
             return
         self._enumerated = True
         # One that has never answered in this run has no entry that could be missing.
-        self._left_out = bool(found.left_out)
-        if self._left_out:
+        if (left_out := tuple(found.left_out)) != self._left_out:
+            log.warning("GPUs that do not answer", extra={"left_out": left_out})
+        self._left_out = left_out
+        if left_out:
             self._next_search_s = min(self._next_search_s, self._searched_s + self._search_s)
         uuids = {device.identity.uuid for device in found.devices}
         for entry in self._actuator.entries.values():
