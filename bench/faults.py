@@ -82,6 +82,7 @@ def _cells(options: argparse.Namespace, folder: Path) -> list[CellSettings]:
                 clock_shim=shim,
                 tmpfs=options.disk == "tmpfs",
                 sabotage=options.sabotage,
+                patience=options.patience,
                 mode="annotations" if annotated else "grants",
             )
         )
@@ -152,6 +153,9 @@ def main() -> int:
         choices=("secret", "trusting"),
         help="show that the observer can fail: raise limits and tell nobody, or run a coordinator "
         "that raises before it has verified; exit code 1 is then the right one",
+    )
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="factor on stated times, for a slow machine"
     )
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--keep", type=Path, help="keep logs and states in this new folder")

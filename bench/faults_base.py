@@ -27,7 +27,10 @@ STEP_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellSettings:
-    """What a cell is made of. `tmpfs`: each agent's state lies on a small disk of its own."""
+    """What a cell is made of. `tmpfs`: each agent's state lies on a small disk of its own.
+
+    patience: stated times are multiplied by it, for machines that are slow or shared.
+    """
 
     folder: Path
     seed: int
@@ -42,6 +45,7 @@ class CellSettings:
     clock_shim: Path | None = None
     tmpfs: bool = False
     sabotage: str | None = None
+    patience: float = 1.0
     mode: str = "grants"
 
 

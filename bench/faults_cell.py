@@ -103,7 +103,7 @@ class GrantsCell(Cell):
         effective_s = now_s + lead_s
         judged_s = now_s
         if watts < self.budget_w:
-            judged_s = max(effective_s, now_s + BRAKE_DEADLINE_S)
+            judged_s = max(effective_s, now_s + BRAKE_DEADLINE_S * self.settings.patience)
         self.known.budgets.append((judged_s, round(watts * 1000)))
         self.budget_w = watts
         self.budget_quiet_s = judged_s + 2.0

@@ -196,7 +196,7 @@ def _finish_grants(cell: GrantsCell, result: CellResult) -> None:
         f"exposure by {each.kind} on {each.node} at {each.start_s:.1f} s was repaired late: "
         f"{each.able_s:.2f} s of {each.over_s:.2f} s with nothing in the way"
         for each in verdict.exposures
-        if not each.in_time
+        if each.able_s > each.stated_s * cell.settings.patience
     ]
 
 

@@ -53,6 +53,7 @@ class JudgedExposure:
     peak_w: float
     over_s: float
     able_s: float
+    stated_s: float
     hindered_by: tuple[str, ...]
     in_time: bool
     ended: bool
@@ -180,6 +181,7 @@ def _judged(
         peak_w=exposure.peak_w,
         over_s=exposure.over_s,
         able_s=able_s,
+        stated_s=limit_s,
         hindered_by=reasons,
         in_time=able_s <= limit_s,
         ended=exposure.end_s is not None,
