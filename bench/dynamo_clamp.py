@@ -1,7 +1,7 @@
 """Compare our restatement of Dynamo's budget clamps with the release itself, on random cases.
 
     python bench/dynamo_clamp.py                  # where ai-dynamo 1.6.1 is importable
-    python bench/dynamo_clamp.py --with-dynamo    # builds .cache/dynamo-1.6.1 first (0.7 GB)
+    python bench/dynamo_clamp.py --with-dynamo    # builds .cache/dynamo-1.6.1 first (1.3 GB)
 
 Prints one line per compared function and the first differences; exit code 1 if there are any. The
 release runs in a process of its own (`dynamo_clamp_worker.py`) and answers cases as JSON.
@@ -14,11 +14,11 @@ import json
 import random
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
 from wattline.core.errors import InfeasibleError
+from wattline.live.environment import RELEASE, build
 from wattline.sim.policies.dynamo_boundary import clamp_gpu_pair, clamp_gpu_single
 from wattline.sim.policies.dynamo_budget import (
     Roles,
@@ -30,55 +30,10 @@ from wattline.sim.policies.dynamo_budget import (
     shrink_pair,
 )
 
-RELEASE = "1.6.1"
 HERE = Path(__file__).resolve().parent
-HOME = HERE.parent / ".cache" / f"dynamo-{RELEASE}"
-REQUIREMENTS = [
-    f"ai-dynamo-runtime=={RELEASE}",
-    "aiohttp<4",
-    "kubernetes<33",
-    "msgspec",
-    "numpy",
-    "prometheus-api-client",
-    "prometheus-client",
-    "pydantic",
-    "pyyaml",
-    "pyzmq",
-    "scikit-learn",
-]
-# The planner imports this package at start, even where it never uses it, and no public index has
-# it: a stub of the two names is enough for everything but the `sla` performance model.
-STUB = """
-class ForwardPassPerfModelConfig:
-    pass
-
-
-class RustForwardPassPerfModel:
-    def __init__(self, *args, **kwargs):
-        raise RuntimeError("stub")
-"""
 
 Case = dict[str, Any]
 INFEASIBLE = "infeasible"
-
-
-def build_venv() -> Path:
-    """Make the environment of the release, unless it is there already; returns its Python."""
-    python = HOME / "bin" / "python"
-    ready = HOME / ".ready"
-    if ready.exists():
-        return python
-    print(f"building {HOME.relative_to(HERE.parent)} ...", file=sys.stderr)
-    venv.create(HOME, with_pip=True, clear=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *REQUIREMENTS], check=True)
-    subprocess.run([*pip, "--no-deps", f"ai-dynamo=={RELEASE}"], check=True)
-    stub = next((HOME / "lib").glob("python3*")) / "site-packages" / "aisimulate_core"
-    stub.mkdir(exist_ok=True)
-    for name in ("__init__.py", "sdk.py", "_native.py"):
-        (stub / name).write_text(STUB)
-    ready.touch()
-    return python
 
 
 def random_cases(count: int, seed: int) -> list[Case]:
@@ -202,7 +157,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the counts here")
     options = parser.parse_args()
-    python = build_venv() if options.with_dynamo else Path(sys.executable)
+    python = build(planner=True).python if options.with_dynamo else Path(sys.executable)
     cases = random_cases(options.cases, options.seed)
     compared: dict[str, int] = {}
     differing: dict[str, int] = {}

@@ -30,6 +30,12 @@ RELEASE = "1.6.1"
 HOME_VARIABLE = "WATTLINE_DYNAMO_HOME"
 BASE, PLANNER = "base", "planner"
 _COMMAND_S = 1800.0
+_HOSTS = (
+    "DYN_EVENT_PLANE_HOST",
+    "DYN_SYSTEM_HOST",
+    "DYN_TCP_RESPONSE_STREAM_HOST",
+    "DYN_TCP_RPC_HOST",
+)
 
 # The planner imports these names at start, even where it never uses them.
 _STUB = {
@@ -73,15 +79,17 @@ class Environment:
     def variables(self, folder: Path) -> dict[str, str]:
         """Variables for Dynamo processes that find each other through files in `folder`.
 
-        Loopback only: without the last one the request plane binds the machine's address. The
-        package of this very process is put on the path of Python, and nothing else of it.
+        On loopback, as far as Dynamo lets itself be told: its ZeroMQ publishers listen on all
+        addresses. The package of this very process is put on the path of Python, and nothing else
+        of its environment. `DYN_LOG` is `warn` unless this process has another.
         """
         return {
             "DYN_DISCOVERY_BACKEND": "file",
             "DYN_FILE_KV": str(folder),
             "DYN_REQUEST_PLANE": "tcp",
             "DYN_EVENT_PLANE": "zmq",
-            "DYN_TCP_RPC_HOST": "127.0.0.1",
+            **dict.fromkeys(_HOSTS, "127.0.0.1"),
+            "DYN_LOG": os.environ.get("DYN_LOG", "warn"),
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": str(_package_path(self.home)),
         }

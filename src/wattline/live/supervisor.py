@@ -18,7 +18,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -51,7 +51,8 @@ class WorkerPool:
     UUIDs with commas between, `{replica}` for the name, `{metrics_port}` and `{system_port}` for
     free ports of loopback. The worker answers `/readyz` on the metrics port with 200 while it is
     registered and serving. start_limit_s: after which a worker that is not ready is ended;
-    drain_limit_s: after which one that was asked to end is killed.
+    drain_limit_s: after which one that was asked to end is killed. `after_death` is called with the
+    GPUs of each worker that has ended, in the supervisor's thread, before the death is shown.
     """
 
     name: str
@@ -59,6 +60,7 @@ class WorkerPool:
     env: Mapping[str, str] = field(default_factory=dict)
     start_limit_s: float = 300.0
     drain_limit_s: float = 180.0
+    after_death: Callable[[tuple[str, ...]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +293,11 @@ class Supervisor:
 
     def _bury(self, worker: _Worker) -> None:
         asked = worker.asked_s is not None
+        if worker.pool.after_death is not None:
+            try:
+                worker.pool.after_death(worker.gpus)
+            except WattlineError as error:
+                log.error("GPUs of a dead worker", extra={"gpus": worker.gpus, "why": str(error)})
         _enter(worker, WorkerPhase.DEAD)
         code = worker.process.exit_code
         if worker.why is None and not (asked and code in (0, None)):

@@ -31,8 +31,16 @@ def worker_pool(environment: Environment, spec: WorkerSpec, discovery: Path) -> 
     """A pool of such workers for a supervisor, named as the specification.
 
     The supervisor fills in GPUs, ports and names. It kills a worker that has not ended well after
-    its own limit, and one that is not registered well after its start-up time.
+    its own limit, and one that is not registered well after its start-up time. GPUs of a worker
+    that died are set to idle, as hardware does by itself.
     """
+    state_file = Path(spec.gpus_file)
+
+    def after_death(uuids: tuple[str, ...]) -> None:
+        with VirtualGpus(state_file) as gpus:
+            for uuid in set(uuids) & set(gpus.uuids()):
+                gpus.set_load(uuid, 0.0)
+
     argv, env = worker_command(environment, spec, discovery)
     return WorkerPool(
         name=spec.name,
@@ -40,6 +48,7 @@ def worker_pool(environment: Environment, spec: WorkerSpec, discovery: Path) -> 
         env={**env, "DYN_SYSTEM_PORT": "{system_port}"},
         start_limit_s=spec.startup_s + _MARGIN_S,
         drain_limit_s=spec.quiet_s + spec.drain_s + _MARGIN_S,
+        after_death=after_death,
     )
 
 

@@ -236,7 +236,7 @@ class LiveEngine:
         self.run_until(now)
         for gpu, (cap_w, clock) in enumerate(zip(limits_w, clocks, strict=True)):
             self._workers.write(gpu, cap_w, clock, now)
-        self.run_until(now)
+        self.run_until(now + _NANO_S)  # the plant rounds the moment of settling
 
     def _prefilled(self, sequence: Sequence, replica: Replica, now: float) -> None:
         job = self._outcomes.jobs.pop(sequence.index)

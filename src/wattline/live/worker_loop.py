@@ -215,6 +215,7 @@ class WorkerLoop:
         changed: Callable[[Job], None],
     ) -> Job:
         now = self.now()
+        self.engine.obey(now, self._gpus.limits_w(), self._clocks)
         source_gpus = _source_gpus(request) if self.spec.role is Role.DECODE else None
         if source_gpus is not None:
             delay_s = transfer_s(self.engine.engine, len(tokens), source_gpus)

@@ -6,7 +6,9 @@ because machines are shared: `SLACK` of a prediction and `LATE_S`.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -209,14 +211,16 @@ def _wait_until(happened: object) -> None:
         time.sleep(0.05)
 
 
-def test_a_lost_gpu_ends_the_worker_and_a_bad_one_never_starts(
-    dynamo: Environment, tmp_path: Path
-) -> None:
+def test_deaths_of_workers_are_seen_and_said(dynamo: Environment, tmp_path: Path) -> None:
     with stack(dynamo, tmp_path, (Role.AGGREGATED,)) as made:
         uuids = made.node.gpus.uuids()
         replica = made.supervisor.start("aggregated", uuids[:1])
         made.wait_for(replica, WorkerPhase.READY)
         made.node.gpus.lose(uuids[0])
+        killed = made.supervisor.start("aggregated", uuids[1:2])
+        pid = made.wait_for(killed, WorkerPhase.READY).pid
+        assert made.node.gpus.state(uuids[1]).draw_w > 100.0, "a loaded model draws more"
+        os.kill(pid, signal.SIGKILL)
         bad = made.supervisor.start("aggregated", ("GPU-none",))
         for name, code in ((replica, 1), (bad, 2)):
             _wait_until(lambda name=name: made.view(name).phase is WorkerPhase.DEAD)
@@ -224,3 +228,5 @@ def test_a_lost_gpu_ends_the_worker_and_a_bad_one_never_starts(
             log = (tmp_path / "workers" / f"{name}.log").read_text()
             assert "Traceback" not in log
             assert "wattline worker:" in log
+        _wait_until(lambda: made.view(killed).phase is WorkerPhase.DEAD)
+        assert made.node.gpus.state(uuids[1]).draw_w == 70.0
