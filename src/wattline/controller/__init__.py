@@ -1,0 +1,1 @@
+"""The live controller: what is seen, decided, recorded and carried out, once a tick."""

@@ -1,0 +1,391 @@
+"""The loop: see, decide, record, act; once a tick, and at once when an operator asks.
+
+Nothing that fails outside ends it. What cannot be seen is missing with a reason, what cannot be
+recorded is counted, what cannot be decided leaves limits as they are, and is said. Only another
+controller that has taken over ends it, and a request to end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from wattline.controller.admission import AdmissionDesk
+from wattline.controller.budget import BudgetDesk, InForce
+from wattline.controller.caps import Caps
+from wattline.controller.gather import Failure, Gatherer
+from wattline.controller.nodes import NodeWatch
+from wattline.controller.observe import Seen, snapshot_of
+from wattline.controller.operator import OrderBook
+from wattline.controller.replicas import ReplicaNumbers, carry_out_replicas
+from wattline.controller.site import Site
+from wattline.controller.sources import (
+    NO_LOAD,
+    DemandSource,
+    LoadSource,
+    NodeSource,
+    Replicas,
+    ReplicaView,
+    no_demand,
+)
+from wattline.controller.view import Counters, NodeView, TickView
+from wattline.core.decide import decide
+from wattline.core.decision import Decision
+from wattline.core.errors import SafetyError, WattlineError
+from wattline.core.fleet import Setting
+from wattline.core.snapshot import DemandView, Phase, Snapshot
+from wattline.core.state import State
+from wattline.drivers.dynamo.sources import DemandReading, PoolLoad
+from wattline.drivers.grant_files import NodeReport
+from wattline.drivers.grant_log import FencedError
+from wattline.recording.orders import Carried, Order, OrderKind, carry_out
+from wattline.recording.segments import FlightRecorder
+
+log = logging.getLogger(__name__)
+
+LEAST_PAUSE_S = 0.05
+"""Between two ticks, however often somebody asks for one."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What a controller is made of. demand: per deployment; loads: per pool; None: no source."""
+
+    site: Site
+    advisory: bool
+    watches: Sequence[NodeWatch]
+    reports: Sequence[NodeSource]
+    demand: Sequence[DemandSource | None]
+    loads: Sequence[LoadSource | None]
+    worker_urls: Mapping[str, Sequence[str]]
+    replicas: Replicas
+    caps: Caps
+    admission: AdmissionDesk
+    budget: BudgetDesk
+    orders: OrderBook
+    recorder: FlightRecorder
+    gatherer: Gatherer
+
+
+class Controller:
+    """One controller. `clock`: seconds since 1970 that never run backwards.
+
+    first_tick and state: where an earlier controller's recording ended, if it is to be gone on
+    with.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        clock: Callable[[], float],
+        *,
+        first_tick: int = 0,
+        state: State | None = None,
+    ) -> None:
+        self.parts = parts
+        self.view: TickView | None = None
+        self._clock = clock
+        self._tick = first_tick
+        self._state = state
+        self._plan: tuple[Setting, ...] | None = None
+        if state is not None and not parts.advisory:
+            self._plan = tuple(pool.setting for pool in state.pools)
+        self._demand_seen_s = [clock()] * len(parts.demand)
+        self._budget_version: int | None = None
+        self._numbers = ReplicaNumbers()
+        self._counters = Counters()
+        self._refused: Counter[str] = Counter()
+        self._replica_problems: list[str] = []
+        self._decision_why: str | None = None
+        self._reload = ""
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+
+    # For others to call
+
+    def wake(self) -> None:
+        """Ask for a tick now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Ask for the end. Limits stay as they are."""
+        self._stop.set()
+        self._wake.set()
+
+    def note_reload(self, text: str, *, refused: bool) -> None:
+        """Show what came of a reload."""
+        self._reload = text
+        if refused:
+            n = self._counters.reloads_refused + 1
+            self._counters = replace(self._counters, reloads_refused=n)
+
+    # The loop
+
+    def run(self, tick_s: float, between: Callable[[], None] = lambda: None) -> None:
+        """Until `stop`. `between` runs before each tick. FencedError when it must not go on."""
+        due_s = monotonic()
+        while not self._stop.is_set():
+            self._wake.clear()
+            between()
+            began_s = monotonic()
+            self._try_tick()
+            due_s += tick_s
+            if due_s < monotonic():
+                self._counters = replace(self._counters, late_ticks=self._counters.late_ticks + 1)
+                due_s = monotonic()
+            self._stop.wait(max(0.0, began_s + LEAST_PAUSE_S - monotonic()))
+            self._wake.wait(max(0.0, due_s - monotonic()))
+
+    def _try_tick(self) -> None:
+        try:
+            self.tick()
+        except (FencedError, SafetyError):
+            raise
+        except Exception:  # a defect in one tick must not leave the fleet without a next one
+            log.exception("a tick failed: limits stay as they are")
+            self._counters = replace(self._counters, failed_ticks=self._counters.failed_ticks + 1)
+
+    def close(self) -> None:
+        """End the recording and let go of the log."""
+        self.parts.recorder.close()
+        self.parts.caps.close()
+
+    def tick(self) -> TickView:
+        """See, decide, record, act, once."""
+        parts = self.parts
+        began_s = monotonic()
+        now_s = round(self._clock(), 3)
+        replicas, replicas_why = self._replica_views()
+        outcomes = parts.gatherer.gather(self._calls(now_s, replicas))
+        self._hear(outcomes, now_s)
+        in_force = parts.budget.now(now_s)
+        if in_force.budget.version != self._budget_version:
+            parts.caps.set_budget(in_force.budget, now_s)
+            self._budget_version = in_force.budget.version
+        orders = parts.orders.in_force(now_s)
+        snapshot = self._snapshot(now_s, in_force, replicas, replicas_why, orders, outcomes)
+        decision = self._decide(snapshot)
+        carried = None
+        if decision is not None:
+            carried = carry_out(snapshot, decision, orders, parts.site.settings)
+            parts.recorder.append(snapshot, decision, carried if orders else None)
+            self._act(snapshot, decision, carried, replicas)
+            self._state = decision.next_state
+            if not parts.advisory:
+                self._plan = tuple(plan.setting for plan in decision.plan)
+        self._tick += 1
+        missing = self._counters.missing + len(snapshot.missing)
+        self._counters = replace(
+            self._counters,
+            ticks=self._counters.ticks + 1,
+            failed_ticks=self._counters.failed_ticks + (decision is None),
+            missing=missing,
+            refused=tuple(sorted(self._refused.items())),
+            admission_partial_failures=parts.admission.partial_failures,
+        )
+        self.view = self._view(began_s, in_force, snapshot, decision, carried)
+        return self.view
+
+    # Seeing
+
+    def _replica_views(self) -> tuple[Sequence[ReplicaView], str | None]:
+        try:
+            return tuple(self.parts.replicas.replicas()), None
+        except (WattlineError, OSError) as error:
+            return (), f"replicas: {error}"
+
+    def _calls(self, now_s: float, replicas: Sequence[ReplicaView]) -> dict[str, Callable[[], Any]]:
+        parts = self.parts
+        calls: dict[str, Callable[[], Any]] = {
+            f"node-{index}": source.read for index, source in enumerate(parts.reports)
+        }
+        for index, demand in enumerate(parts.demand):
+            if demand is not None:
+                calls[f"demand-{index}"] = partial(demand.read, now_s)
+        for index, load in enumerate(parts.loads):
+            urls = self._worker_urls(index, replicas)
+            if load is not None and urls is not None:
+                calls[f"load-{index}"] = partial(load.read, now_s, urls)
+        return calls
+
+    def _worker_urls(self, index: int, replicas: Sequence[ReplicaView]) -> list[str] | None:
+        """Pages of a pool's serving workers; None where nobody says which there are."""
+        name = self.parts.site.fleet.pools[index].name
+        urls = list(self.parts.worker_urls.get(name, ()))
+        serving = [r for r in replicas if r.pool == name and r.phase is Phase.READY]
+        urls += [r.metrics_url for r in serving if r.metrics_url is not None]
+        return urls if urls or not serving else None
+
+    def _hear(self, outcomes: Mapping[str, Any], now_s: float) -> None:
+        for index, watch in enumerate(self.parts.watches):
+            report = outcomes[f"node-{index}"]
+            if isinstance(report, NodeReport):
+                if watch.hear(report, now_s):
+                    self.parts.caps.hear(report, now_s)
+                if report.budget_version is not None:
+                    self.parts.budget.above(report.budget_version)
+            else:
+                watch.miss(report.why)
+
+    def _demand(
+        self, outcomes: Mapping[str, Any], now_s: float
+    ) -> tuple[tuple[DemandView, ...], list[str]]:
+        views, missing = [], []
+        for index, deployment in enumerate(self.parts.site.fleet.deployments):
+            reading = outcomes.get(f"demand-{index}", Failure("no frontends are configured"))
+            if isinstance(reading, DemandReading):
+                self._demand_seen_s[index] = now_s - reading.view.age_s
+                views.append(reading.view)
+                missing += [f"{deployment.name}: {why}" for why in reading.missing]
+            else:
+                views.append(no_demand(round(now_s - self._demand_seen_s[index], 3)))
+                missing.append(f"{deployment.name}: demand: {reading.why}")
+        return tuple(views), missing
+
+    def _loads(self, outcomes: Mapping[str, Any]) -> tuple[tuple[PoolLoad, ...], list[str]]:
+        loads, missing = [], []
+        for index, pool in enumerate(self.parts.site.fleet.pools):
+            load = outcomes.get(f"load-{index}", Failure("no workers are configured"))
+            if isinstance(load, PoolLoad):
+                loads.append(load)
+                missing += [f"{pool.name}: {why}" for why in load.missing]
+            else:
+                loads.append(NO_LOAD)
+                missing.append(f"{pool.name}: load: {load.why}")
+        return tuple(loads), missing
+
+    def _snapshot(
+        self,
+        now_s: float,
+        in_force: InForce,
+        replicas: Sequence[ReplicaView],
+        replicas_why: str | None,
+        orders: Sequence[Order],
+        outcomes: Mapping[str, Any],
+    ) -> Snapshot:
+        parts = self.parts
+        demand, demand_missing = self._demand(outcomes, now_s)
+        loads, load_missing = self._loads(outcomes)
+        cordoned = {gpu for o in orders if o.kind is OrderKind.CORDON for gpu in o.gpus}
+        own = [] if replicas_why is None else [replicas_why]
+        seen = Seen(
+            tick=self._tick,
+            now_s=now_s,
+            budget=in_force.budget,
+            nodes=parts.watches,
+            caps=parts.caps.view(parts.watches, now_s),
+            replicas=replicas,
+            numbers=self._numbers.of(replicas),
+            demand=demand,
+            loads=loads,
+            plan=self._plan,
+            cordoned=frozenset(cordoned),
+            missing=tuple(own + demand_missing + load_missing),
+            state=self._state,
+        )
+        return snapshot_of(seen, parts.site)
+
+    # Deciding and acting
+
+    def _decide(self, snapshot: Snapshot) -> Decision | None:
+        try:
+            decision = decide(snapshot, self.parts.site.settings)
+        except (WattlineError, ArithmeticError, LookupError, ValueError) as error:
+            if self._decision_why is None:
+                log.exception("no decision: limits stay as they are")
+            self._decision_why = f"no decision: {type(error).__name__}: {error}"
+            return None
+        self._decision_why = None
+        return decision
+
+    def _act(
+        self,
+        snapshot: Snapshot,
+        decision: Decision,
+        carried: Carried,
+        replicas: Sequence[ReplicaView],
+    ) -> None:
+        parts, now_s = self.parts, snapshot.time_s
+        if parts.advisory:
+            return
+        self._refused.update(parts.caps.act(carried.caps, now_s))
+        done, wrong = carry_out_replicas(
+            parts.replicas,
+            replicas,
+            carried.replicas,
+            carried.drain,
+            snapshot,
+            parts.site,
+            self._numbers.of(replicas),
+        )
+        for text in done:
+            log.info("replicas", extra={"what": text})
+        if wrong and wrong != self._replica_problems:
+            log.error("replicas", extra={"why": "; ".join(wrong)})
+        self._replica_problems = wrong
+        starts = sum(text.startswith("start") for text in done)
+        self._counters = replace(
+            self._counters,
+            starts=self._counters.starts + starts,
+            drains=self._counters.drains + len(done) - starts,
+            replica_failures=self._counters.replica_failures + len(wrong),
+        )
+        parts.admission.update(
+            decision.admission, now_s, parts.gatherer, may_send=carried.admission
+        )
+
+    # Showing
+
+    def _view(
+        self,
+        began_s: float,
+        in_force: InForce,
+        snapshot: Snapshot,
+        decision: Decision | None,
+        carried: Carried | None,
+    ) -> TickView:
+        parts = self.parts
+        caps = parts.caps.view(parts.watches, snapshot.time_s)
+        recorder = parts.recorder.status
+        nodes = tuple(
+            NodeView(
+                name=watch.name,
+                age_s=watch.age_s(snapshot.time_s),
+                why=watch.silent(snapshot.time_s),
+                mode=None if watch.report is None else watch.report.mode,
+                braked=watch.report is not None and watch.report.braked,
+            )
+            for watch in parts.watches
+        )
+        problems = [
+            *(node.why for node in nodes if node.why is not None),
+            *caps.problems,
+            *parts.admission.problems,
+            *self._replica_problems,
+            *([] if self._decision_why is None else [self._decision_why]),
+            *([] if recorder.why is None else [f"recording: {recorder.why}"]),
+        ]
+        made_s = monotonic()
+        return TickView(
+            made_s=made_s,
+            took_s=made_s - began_s,
+            advisory=parts.advisory,
+            budget=in_force,
+            snapshot=snapshot,
+            decision=decision,
+            carried=carried,
+            caps=caps,
+            nodes=nodes,
+            frontends=parts.admission.views,
+            admission_mode=parts.admission.mode,
+            recorder=recorder,
+            problems=tuple(problems),
+            reload=self._reload,
+            counters=self._counters,
+        )

@@ -1,0 +1,156 @@
+"""One tick's snapshot, out of what the sources gave; what is missing says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wattline.controller.caps import CapsView, enforced_w
+from wattline.controller.nodes import NodeWatch
+from wattline.controller.site import Site
+from wattline.controller.sources import ReplicaView
+from wattline.core import snapshot as snapshot_module
+from wattline.core.fleet import Setting
+from wattline.core.snapshot import (
+    Budget,
+    DemandView,
+    GpuTable,
+    Phase,
+    PoolView,
+    Snapshot,
+)
+from wattline.core.state import State
+from wattline.drivers.dynamo.sources import PoolLoad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Everything of one tick. `plan`: the setting last planned per pool, None before the first.
+
+    cordoned: GPUs that take no new replica. numbers: of the replicas within their pools.
+    """
+
+    tick: int
+    now_s: float
+    budget: Budget
+    nodes: Sequence[NodeWatch]
+    caps: CapsView
+    replicas: Sequence[ReplicaView]
+    numbers: dict[str, int]
+    demand: tuple[DemandView, ...]
+    loads: tuple[PoolLoad, ...]
+    plan: tuple[Setting, ...] | None
+    cordoned: frozenset[str]
+    missing: tuple[str, ...]
+    state: State | None
+
+
+def snapshot_of(seen: Seen, site: Site) -> Snapshot:
+    """Put the snapshot together."""
+    holder = {gpu: view for view in seen.replicas for gpu in view.gpus}
+    enforced = tuple(
+        enforced_w(seen.nodes[node], uuid, seen.now_s)
+        for uuid, node in zip(site.uuid, site.node, strict=True)
+    )
+    phase = tuple(_phase(uuid, holder, seen.cordoned) for uuid in site.uuid)
+    silent = [why for node in seen.nodes if (why := node.silent(seen.now_s)) is not None]
+    return Snapshot(
+        schema=snapshot_module.SCHEMA,
+        tick=seen.tick,
+        time_s=seen.now_s,
+        budget=seen.budget,
+        gpus=GpuTable(
+            uuid=site.uuid,
+            pool=site.pool,
+            replica=tuple(
+                seen.numbers[holder[uuid].name] if uuid in holder else -1 for uuid in site.uuid
+            ),
+            phase=phase,
+            enforced_w=enforced,
+            granted_w=seen.caps.granted_w,
+            booked_w=seen.caps.booked_w,
+            draw_w=_draws(seen, site),
+            clock=seen.caps.clock,
+            derate=(1.0,) * len(site.uuid),
+        ),
+        pools=tuple(
+            _pool_view(seen, site, index, enforced, phase) for index in range(len(site.fleet.pools))
+        ),
+        demand=seen.demand,
+        missing=(*silent, *_unreadable(seen, site), *seen.missing),
+        state=seen.state,
+    )
+
+
+def _phase(uuid: str, holder: dict[str, ReplicaView], cordoned: frozenset[str]) -> Phase:
+    view = holder.get(uuid)
+    if view is not None:
+        return view.phase
+    # A free GPU of a cordoned node is out of reach for plans, as a lost one is.
+    return Phase.LOST if uuid in cordoned else Phase.PARKED
+
+
+def _draws(seen: Seen, site: Site) -> tuple[float | None, ...]:
+    """Measured draw per GPU, None where the node is silent or has no meter."""
+    draws: list[float | None] = []
+    for uuid, number in zip(site.uuid, site.node, strict=True):
+        node = seen.nodes[number]
+        entry = None if node.silent(seen.now_s) is not None else node.gpu(uuid)
+        draws.append(None if entry is None else entry.facts.draw_w)
+    return tuple(draws)
+
+
+def _unreadable(seen: Seen, site: Site) -> list[str]:
+    """GPUs of nodes that answer, of which nothing is said or nothing can be read."""
+    found = []
+    for uuid, number in zip(site.uuid, site.node, strict=True):
+        node = seen.nodes[number]
+        if node.silent(seen.now_s) is not None:
+            continue
+        entry = node.gpu(uuid)
+        if entry is None:
+            found.append(f"GPU {uuid}: node {node.name} does not report it")
+        elif entry.report is None:
+            found.append(f"GPU {uuid}: {entry.facts.fault or 'its limit cannot be read'}")
+    return found
+
+
+def _pool_view(
+    seen: Seen,
+    site: Site,
+    index: int,
+    enforced: tuple[float | None, ...],
+    phase: tuple[Phase, ...],
+) -> PoolView:
+    pool = site.fleet.pools[index]
+    phases = [view.phase for view in seen.replicas if view.pool == pool.name]
+    load = seen.loads[index]
+    if seen.plan is None:
+        setting = _present_setting(site, index, enforced, phase)
+    else:
+        setting = seen.plan[index]
+    return PoolView(
+        ready=phases.count(Phase.READY),
+        starting=phases.count(Phase.STARTING),
+        draining=phases.count(Phase.DRAINING),
+        setting=setting,
+        queued_prefill_tokens=load.queued_prefill_tokens,
+        active_kv_tokens=load.active_kv_tokens,
+        running=load.running,
+    )
+
+
+def _present_setting(
+    site: Site, index: int, enforced: tuple[float | None, ...], phase: tuple[Phase, ...]
+) -> Setting:
+    """The mean limit in force on the pool's serving GPUs; its lowest limit if none is known."""
+    known = [
+        watts
+        for gpu, watts in enumerate(enforced)
+        if site.pool[gpu] == index and phase[gpu] is Phase.READY and watts is not None
+    ]
+    product = site.fleet.product_of(site.fleet.pools[index])
+    if not known:
+        return Setting(product.min_limit_w)
+    mean_w = round(sum(known) / len(known), 3)
+    return Setting(min(max(mean_w, product.min_limit_w), product.max_limit_w))

@@ -1,0 +1,98 @@
+"""The newest tick as plain JSON: what `/state` answers and `wattline operate status` shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from wattline.controller.metrics import reason_codes
+from wattline.controller.view import TickView
+from wattline.core.fleet import Fleet
+
+SCHEMA = "wattline.state-page/1"
+
+
+def state_page(view: TickView, fleet: Fleet, now_s: float) -> bytes:
+    """The page; `now_s` is of the monotonic clock that the view was made by."""
+    return json.dumps(_document(view, fleet, now_s), allow_nan=False).encode() + b"\n"
+
+
+def _document(view: TickView, fleet: Fleet, now_s: float) -> dict[str, Any]:
+    snapshot, budget = view.snapshot, view.budget.budget
+    return {
+        "schema": SCHEMA,
+        "tick": snapshot.tick,
+        "time_s": snapshot.time_s,
+        "age_s": round(now_s - view.made_s, 3),
+        "took_s": round(view.took_s, 4),
+        "advisory": view.advisory,
+        "epoch": view.caps.epoch,
+        "budget": {
+            "total_w": budget.total_w,
+            "guard_w": budget.guard_w,
+            "usable_w": budget.usable_w,
+            "version": budget.version,
+            "cause": view.budget.cause,
+            "booked_w": round(sum(view.caps.booked_w), 3),
+            "exposure_w": view.caps.exposure_w,
+            "exposures": list(view.caps.exposures),
+        },
+        "pools": [_pool(view, fleet, index) for index in range(len(fleet.pools))],
+        "deployments": [_deployment(view, fleet, i) for i in range(len(fleet.deployments))],
+        "nodes": [asdict(node) for node in view.nodes],
+        "gpus": [
+            {
+                "uuid": uuid,
+                "pool": fleet.pools[snapshot.gpus.pool[gpu]].name,
+                "replica": snapshot.gpus.replica[gpu],
+                "phase": snapshot.gpus.phase[gpu],
+                "enforced_w": snapshot.gpus.enforced_w[gpu],
+                "granted_w": view.caps.granted_w[gpu],
+                "booked_w": view.caps.booked_w[gpu],
+                "draw_w": snapshot.gpus.draw_w[gpu],
+            }
+            for gpu, uuid in enumerate(snapshot.gpus.uuid)
+        ],
+        "admission": {
+            "mode": view.admission_mode,
+            "frontends": [asdict(frontend) for frontend in view.frontends],
+        },
+        "orders": [] if view.carried is None else [asdict(o) for o in view.carried.orders],
+        "recorder": asdict(view.recorder),
+        "missing": list(snapshot.missing),
+        "problems": list(view.problems),
+        "reload": view.reload,
+        "counters": asdict(view.counters),
+    }
+
+
+def _pool(view: TickView, fleet: Fleet, index: int) -> dict[str, Any]:
+    state = view.snapshot.pools[index]
+    code, sentence = reason_codes(view).get(index, ("no_decision", ""))
+    page: dict[str, Any] = {
+        "name": fleet.pools[index].name,
+        "deployment": fleet.pools[index].deployment,
+        "role": fleet.pools[index].role,
+        "ready": state.ready,
+        "starting": state.starting,
+        "draining": state.draining,
+        "queued_prefill_tokens": state.queued_prefill_tokens,
+        "active_kv_tokens": state.active_kv_tokens,
+        "running": state.running,
+        "reason": code,
+        "sentence": sentence,
+    }
+    if view.decision is not None:
+        page["plan"] = asdict(view.decision.plan[index])
+        page["recommended"] = asdict(view.decision.recommended[index])
+    return page
+
+
+def _deployment(view: TickView, fleet: Fleet, index: int) -> dict[str, Any]:
+    page: dict[str, Any] = {"name": fleet.deployments[index].name}
+    if view.decision is not None:
+        page["admission"] = asdict(view.decision.admission[index])
+        if view.decision.facts is not None:
+            page["facts"] = asdict(view.decision.facts.deployments[index])
+    return page
