@@ -2,8 +2,8 @@
 
 Pure: `below(n)` gives the next random number under n, time is counted in here. One exchange is with
 one node, whatever the size of the fleet: its messages arrive, or some of them, in any order and
-perhaps twice; it obeys, writes, reads back and reports; its reports arrive likewise; the coordinator
-grants towards a new plan of that node. Before it, one of the faults may strike.
+perhaps twice; it obeys, writes, reads back and reports; its reports arrive likewise; the
+coordinator grants towards a new plan of that node. Before it, one of the faults may strike.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ class BigFleet:
         self.budget_w = gpus * (MIN_W + MAX_W) / 2 + GUARD_W
         self.places = [
             Place(tuple(each), {gpu: Register() for gpu in each})
-            for each in (
-                numbers[at : at + GPUS_PER_NODE] for at in range(0, gpus, GPUS_PER_NODE)
-            )
+            for each in (numbers[at : at + GPUS_PER_NODE] for at in range(0, gpus, GPUS_PER_NODE))
         ]
         self._log: list[Record[int]] = []
         self.coordinator = self._started()
@@ -227,9 +225,7 @@ class BigFleet:
 
     def _overwrite(self, place: Place, gpu: int, watts: float) -> None:
         place.registers[gpu].write(watts, False, self.now_s)
-        place.outbox = [
-            (report, tells and report.gpu != gpu) for report, tells in place.outbox
-        ]
+        place.outbox = [(report, tells and report.gpu != gpu) for report, tells in place.outbox]
 
     def _kill(self, place: Place) -> None:
         self.counts.crashes += 1

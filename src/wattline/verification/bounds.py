@@ -65,5 +65,4 @@ class Bounds:
     expiry_w: float | None = None
     faults: Mapping[Fault, int] = field(default_factory=dict)
     most_faults: int = 2
-    epochs_from_clock: bool = True
     most_states: int = 3_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wattline.core.errors import SafetyError
 from wattline.grants.answers import Refusal, Terms
@@ -83,15 +83,13 @@ class Desks:
         self._fold = fold
         self._desks: Shelf[Clocked] = Shelf()
         self._logs: Shelf[Log] = Shelf()
-        self._limits = GpuLimits(
-            MIN_W, MAX_W, (bounds.settle_ticks + bounds.margin_ticks) * TICK_S
-        )
+        self._limits = GpuLimits(MIN_W, MAX_W, (bounds.settle_ticks + bounds.margin_ticks) * TICK_S)
         self._terms = Terms(
             lease_s=bounds.lease_ticks * TICK_S if bounds.lease_ticks else float("inf"),
             brake_w=MIN_W,
             expiry_w=bounds.expiry_w,
         )
-        self._memo: dict[tuple[object, ...], DeskStep] = {}
+        self._memo: dict[tuple[Any, ...], DeskStep] = {}
         self._booked: dict[int, dict[GpuKey, float]] = {}
 
     def machine(self, desk: int) -> Coordinator[GpuKey]:
@@ -242,7 +240,8 @@ class Desks:
             coordinator, now_s = clocked
             coordinator._retry_s.clear()
             coordinator._unanswered = dict.fromkeys(coordinator._unanswered, now_s - TICK_S)
-            coordinator._renewals = [(now_s, *rest) for _, *rest in coordinator._renewals]
+            renewals = coordinator._renewals
+            coordinator._renewals = [(now_s, at, sent, gpu) for _, at, sent, gpu in renewals]
             coordinator.pursue(dict(plan), now_s)
             coordinator.due(now_s)
             return False
@@ -251,7 +250,7 @@ class Desks:
 
     def _do(
         self,
-        key: tuple[object, ...],
+        key: tuple[Any, ...],
         act: Callable[[Clocked], bool],
         passed_s: float = 0.0,
     ) -> DeskStep:
@@ -259,8 +258,7 @@ class Desks:
         known = self._memo.get(key)
         if known is not None:
             return known
-        desk, log = key[0], key[1]
-        assert isinstance(desk, int) and isinstance(log, int)
+        desk, log = key[:2]
         before, now_s = self._desks.get(desk)
         coordinator = before.copy()
         taken, broken = False, None
@@ -323,9 +321,7 @@ def _granting(gpu: GpuKey, watts: float) -> Callable[[Clocked], bool]:
     return act
 
 
-def _books_too_much(
-    before: Ledger[GpuKey], after: Ledger[GpuKey], what: object
-) -> str | None:
+def _books_too_much(before: Ledger[GpuKey], after: Ledger[GpuKey], what: object) -> str | None:
     """I1: a grant never makes the sum of bookings exceed the budget less the guard band."""
     total_w = after.total_booked_w
     if what in ("grant", "pursue") and before.total_booked_w < total_w > after.usable_w:

@@ -52,7 +52,7 @@ def thaw(frozen: Frozen, leaf: Callable[[Any], Any] = lambda value: value) -> An
         return dict(sorted([(leaf(key), thaw(item, leaf)) for key, item in contents], key=_key))
     if kind in (set, frozenset):
         return kind([leaf(item) for item in contents])
-    machine = object.__new__(kind)
+    machine: Any = object.__new__(kind)
     for name, item in contents:
         object.__setattr__(machine, name, thaw(item, leaf))
     return machine

@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
 
 class Hardware(NamedTuple):
-    """requested_w: written last. floor_w, ceiling_w: out-of-band clamps. lag: levels not settled."""
+    """requested_w: written last. floor_w, ceiling_w: clamps from out of band. lag: unsettled."""
 
     gpu: int
     requested_w: float
@@ -74,11 +74,13 @@ class Hardware(NamedTuple):
         """Let one tick pass."""
         if not self.lag:
             return self
-        lag = tuple([level._replace(ticks=level.ticks - 1) for level in self.lag if level.ticks > 1])
+        lag = tuple(
+            [level._replace(ticks=level.ticks - 1) for level in self.lag if level.ticks > 1]
+        )
         return self._replace(lag=lag)
 
     def told(self, watts: float) -> Hardware:
-        """A report of `watts`, made since the outside event, has arrived: so much must be booked."""
+        """A report of `watts`, made since the outside event, has come: so much must be booked."""
         return self._recast(Origin.OUTSIDE, Origin.KNOWN, watts)
 
     def forgotten(self) -> Hardware:

@@ -60,9 +60,7 @@ class Settler:
             fleet = self._exchange(fleet)
         return self._note(path, fleet, None)
 
-    def _note(
-        self, path: list[Fleet], fleet: Fleet, left: int | None
-    ) -> tuple[Fleet, int | None]:
+    def _note(self, path: list[Fleet], fleet: Fleet, left: int | None) -> tuple[Fleet, int | None]:
         self._left[fleet] = left
         for each in reversed(path):
             left = None if left is None else left + 1
@@ -164,7 +162,5 @@ class Settler:
         """True when each GPU is at its target, and nothing is booked but that."""
         if fleet.first < 0 or not self._enforced(fleet):
             return False
-        wanted_w = sum(
-            max(target_w, gpu.enforced_w) for gpu, target_w in self._with_targets(fleet)
-        )
+        wanted_w = sum(max(target_w, gpu.enforced_w) for gpu, target_w in self._with_targets(fleet))
         return self._world.desks.machine(fleet.first).ledger.total_booked_w == wanted_w

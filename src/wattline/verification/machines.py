@@ -1,4 +1,4 @@
-"""The protocol's machines as states of a search: kept once each, with clocks and names made relative.
+"""The protocol's machines as states of a search: kept once each, clocks and names made relative.
 
 Behaviour depends on differences of times, on the order of sequence numbers and on the identity of
 incarnations, never on their absolute values (`wattline.grants` compares them, and adds one). So two
@@ -81,10 +81,7 @@ class Names(NamedTuple):
         return Renaming(
             {old: new for new, old in enumerate(self.incarnations, 1)},
             {old: new for new, old in enumerate(self.reports)},
-            {
-                gpu: {old: new for new, old in enumerate(numbers)}
-                for gpu, numbers in self.sequences
-            },
+            {gpu: {old: new for new, old in enumerate(numbers)} for gpu, numbers in self.sequences},
         )
 
 
@@ -154,10 +151,7 @@ def node_names(node: Node[int]) -> Names:
         (node.incarnation,),
         (node.report_sequence,),
         tuple(
-            [
-                (gpu, (node.state(gpu).sequence, node.state(gpu).grant_sequence))
-                for gpu in node.gpus
-            ]
+            [(gpu, (node.state(gpu).sequence, node.state(gpu).grant_sequence)) for gpu in node.gpus]
         ),
     )
 
@@ -223,9 +217,7 @@ def coordinator_names(coordinator: Coordinator[GpuKey], node: int, heard: set[in
         sequences |= {sequence for sequence, _ in book.alive}
         sequences |= {message.sequence for message in messages}
         reports = (book.report_sequence,) if book.report_sequence >= 0 else ()
-        parts.append(
-            Names(tuple(known), reports, ((gpu.gpu, tuple(sequences)),))
-        )
+        parts.append(Names(tuple(known), reports, ((gpu.gpu, tuple(sequences)),)))
     return union(parts)
 
 

@@ -21,10 +21,8 @@ class Run:
     longest_exchanges: int
 
 
-def run_configuration(
-    bounds: Bounds, progress: Callable[[int, int], None] | None = None
-) -> Run:
-    """Explore the protocol within `bounds`: what must never be, and from each state that it settles."""
+def run_configuration(bounds: Bounds, progress: Callable[[int, int], None] | None = None) -> Run:
+    """Explore the protocol within `bounds`: what must never be, and that every state settles."""
     world = World(bounds)
     settler = Settler(world)
     world.start, world.also = settler.warm, settler.flaw

@@ -28,7 +28,7 @@ class Model(Protocol[State]):
         ...
 
     def steps(self, state: State) -> Iterable[tuple[str, State, str | None]]:
-        """Every possible next event: its name, the state after it, and what it breaks, if it does."""
+        """Every possible next event: its name, the state after it, what it breaks or None."""
         ...
 
     def canonical(self, state: State) -> State:

@@ -53,7 +53,7 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LocalStep:
-    """An event at one node: its name, the site after it, what kind of fault it is, what it broke."""
+    """An event at one node: its name, the site after it, the kind of fault, what it broke."""
 
     event: str
     site: int

@@ -95,10 +95,7 @@ class Sites:
         An agent never goes back to an incarnation and never to an older (epoch, sequence).
         """
         inbox = tuple(
-            [
-                tuple([order for order in orders if may_matter(order, node)])
-                for orders in site.inbox
-            ]
+            [tuple([order for order in orders if may_matter(order, node)]) for orders in site.inbox]
         )
         return site if inbox == site.inbox else site._replace(inbox=inbox)
 
@@ -242,7 +239,7 @@ class Sites:
         return LocalStep(event, self.put(self._with_node(site, node)), None, broken)
 
     def _writing(self, site: Site, position: int) -> Iterator[LocalStep]:
-        """Decide and journal; the device's doing; the return of the call with what it reads back."""
+        """Decide and journal; the device's doing; the call's return with what it reads back."""
         gpu, write = site.hardware[position], site.writes[position]
         machine = self.machine(site)
         if write is None:
@@ -255,7 +252,9 @@ class Sites:
             begun = site._replace(
                 disk=disk, writes=put(site.writes, position, Write(watts, done=False))
             )
-            yield self._changed(f"journals, begins to write {watts_word(watts)} to g{gpu.gpu}", begun, node)
+            yield self._changed(
+                f"journals, begins to write {watts_word(watts)} to g{gpu.gpu}", begun, node
+            )
         elif not write.done:
             done = gpu.enforce(write.watts, Origin.OURS, self._bounds.settle_ticks)
             after = site._replace(
@@ -267,7 +266,9 @@ class Sites:
             node = machine.copy()
             node.end_write(gpu.gpu, gpu.enforced_w, 0.0)
             ended = site._replace(writes=put(site.writes, position, None))
-            yield self._changed(f"write returns: g{gpu.gpu} at {watts_word(gpu.enforced_w)}", ended, node)
+            yield self._changed(
+                f"write returns: g{gpu.gpu} at {watts_word(gpu.enforced_w)}", ended, node
+            )
 
     def _report(self, site: Site, position: int) -> Iterator[LocalStep]:
         gpu = site.hardware[position]
@@ -308,10 +309,10 @@ class Sites:
             after = self._silent_letters(down._replace(hardware=gpus))
             yield LocalStep("reboots: default limits", self.put(after), Fault.NODE_REBOOT)
         for position, gpu in enumerate(site.hardware):
-            for fault, event, changed in self._gpu_faults(gpu, wanted):
+            for kind, event, changed in self._gpu_faults(gpu, wanted):
                 after = site._replace(hardware=put(site.hardware, position, changed))
                 after = self._silent_letters(after, position)
-                yield LocalStep(f"g{gpu.gpu} {event}", self.put(after), fault)
+                yield LocalStep(f"g{gpu.gpu} {event}", self.put(after), kind)
             if Fault.GPU_REPLACED in wanted and gpu.gpu == position:
                 yield self._replaced(site, position)
 
@@ -370,7 +371,9 @@ class Sites:
             node.drop_gpu(old.gpu)
             node.add_gpu(new.gpu, Found(new.enforced_w, MIN_W, MAX_W), 0.0)
             after = self._with_node(after, node)
-        return LocalStep(f"g{old.gpu} is replaced by g{new.gpu}", self.put(after), Fault.GPU_REPLACED)
+        return LocalStep(
+            f"g{old.gpu} is replaced by g{new.gpu}", self.put(after), Fault.GPU_REPLACED
+        )
 
     def see_cut(self, number: int, version: int) -> int:
         """The agent sees a cut of the budget and brakes."""
@@ -467,9 +470,7 @@ class Sites:
         )
         after = site._replace(inbox=inbox, outbox=outbox)
         if site.node == DEAD:
-            return self.put(
-                after._replace(last_incarnation=to.incarnations[site.last_incarnation])
-            )
+            return self.put(after._replace(last_incarnation=to.incarnations[site.last_incarnation]))
         node = rename_node(self.machine(site), to)
         return self.put(self._with_node(after, node))
 

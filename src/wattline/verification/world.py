@@ -1,4 +1,4 @@
-"""The explored fleet: coordinators, logs, nodes and the network, and every event that may come next.
+"""The explored fleet: coordinators, logs, nodes, the network, and every event that may come next.
 
 The network loses, repeats and reorders at will: a message under way may be delivered at any time
 and any number of times, or never. What happens in one place does not depend on the rest, so each
@@ -124,7 +124,7 @@ class World:
     # What holds in a state
 
     def flaw(self, fleet: Fleet) -> str | None:
-        """I2 and I5: what each GPU may draw is booked; without outsiders the sum is in the budget."""
+        """I2 and I5: what a GPU may draw is booked; without outsiders the sum is in the budget."""
         desk = fleet.first if fleet.second == NOBODY else fleet.second
         booked = self.desks.booked_w(desk) if desk >= 0 else {}
         drawn_w = 0.0
@@ -213,9 +213,7 @@ class World:
             if in_charge and self.may(fleet, fault):
                 yield f"{name} {event}", self._crashed(fleet, second, fault), None
 
-    def _own_steps(
-        self, fleet: Fleet, desk: int, log: int
-    ) -> Iterator[tuple[str, DeskStep]]:
+    def _own_steps(self, fleet: Fleet, desk: int, log: int) -> Iterator[tuple[str, DeskStep]]:
         """What a coordinator may do by itself: grant, send again, hear of a cut, of an operator."""
         key = (desk, log, fleet.plan)
         known = self._desk_steps.get(key)
@@ -227,22 +225,26 @@ class World:
                 watts = self.target_w(fleet.plan, gpu)
                 step = self.desks.grant(desk, log, gpu, watts)
                 moves.append((f"grants {_gpu_word(gpu)} {watts_word(watts)}", step))
-                moves.append((f"sends again to {_gpu_word(gpu)}", self.desks.resend(desk, log, gpu)))
-            known = tuple([(word, step) for word, step in moves if step.orders or step.desk != desk])
+                moves.append(
+                    (f"sends again to {_gpu_word(gpu)}", self.desks.resend(desk, log, gpu))
+                )
+            known = tuple(
+                [(word, step) for word, step in moves if step.orders or step.desk != desk]
+            )
             self._desk_steps[key] = known
         yield from known
         if fleet.cut:
             yield "hears of the cut", self.desks.hear_cut(desk, log)
         for node, number in enumerate(fleet.sites):
-            for position, gpu in enumerate(self.sites.get(number).hardware):
-                if gpu.gpu != position:
-                    old, new = GpuKey(node, position), GpuKey(node, gpu.gpu)
+            for position, each in enumerate(self.sites.get(number).hardware):
+                if each.gpu != position:
+                    old, new = GpuKey(node, position), GpuKey(node, each.gpu)
                     word = f"is told that {_gpu_word(old)} is gone"
                     yield word, self.desks.attest(desk, log, old)
                     yield f"is told of {_gpu_word(new)}", self.desks.add(desk, log, new)
 
     def outcomes(self, fleet: Fleet, second: bool, step: DeskStep) -> Iterator[Fleet]:
-        """States after a coordinator's step: one, or more where the network has to lose something."""
+        """States after a coordinator's step: several where the network has to lose something."""
         after = self._with_desk(fleet, second, step.desk, step.log)
         if not step.orders:
             yield after
@@ -253,7 +255,9 @@ class World:
             numbers = [fleet.sites[node]]
             for to, order in step.orders:
                 if to == node:
-                    numbers = [each for number in numbers for each in self.sites.send(number, order)]
+                    numbers = [
+                        each for number in numbers for each in self.sites.send(number, order)
+                    ]
             choices.append(numbers)
         for chosen in product(*choices):
             done = after
@@ -307,20 +311,15 @@ class World:
         gpus = {gpu for gpu, _ in known.booked_mw}
         for node, number in enumerate(fleet.sites):
             gpus |= {GpuKey(node, gpu.gpu) for gpu in self.sites.get(number).hardware}
-        epoch = next_epoch(known.epoch, self._seen_epoch(fleet) if known.epoch == 0 else 0)
+        # Without a log, an epoch that was never used, as from a clock: a report need not have shown
+        # the newest one.
+        epoch = next_epoch(known.epoch, 0 if known.epoch else fleet.top_epoch)
         step = self.desks.start(log, epoch, gpus, fleet.cut)
         if second and fleet.first == DEAD:
             fleet = fleet._replace(first=NOBODY)
         after = self._with_desk(fleet, second, step.desk, step.log)
         sites = tuple([self.sites.forgotten(number) for number in fleet.sites])
         return after._replace(sites=sites, top_epoch=max(fleet.top_epoch, epoch))
-
-    def _seen_epoch(self, fleet: Fleet) -> int:
-        """The epoch to go beyond without a log: the newest ever opened, or seen in a report."""
-        if self.bounds.epochs_from_clock:
-            return fleet.top_epoch
-        boxes = [box for number in fleet.sites for box in self.sites.get(number).outbox]
-        return max([letter.report.epoch for box in boxes for letter in box], default=0)
 
     # Time, plans and budgets
 
@@ -403,7 +402,11 @@ class World:
         names = union([mine, *[self.desks.names(desk, node, heard) for desk in desks]])
         to = names.maps()
         renamed = {desk: self.desks.renamed(desk, node, to) for desk in desks}
-        return renamed.get(first, first), renamed.get(second, second), self.sites.renamed(number, to)
+        return (
+            renamed.get(first, first),
+            renamed.get(second, second),
+            self.sites.renamed(number, to),
+        )
 
     def _without_letters(self, desks: list[int], node: int, number: int) -> int:
         """Drop reports that are old to every coordinator there can be."""
@@ -411,7 +414,9 @@ class World:
 
         def dead(report: Report[int]) -> bool:
             key = GpuKey(node, report.gpu)
-            return all(key in ledger.gpus and _is_old(ledger.book(key), report) for ledger in ledgers)
+            return all(
+                key in ledger.gpus and _is_old(ledger.book(key), report) for ledger in ledgers
+            )
 
         return self.sites.without_letters(number, dead)
 
