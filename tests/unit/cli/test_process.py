@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cli_fixtures import TINY
 
-COMMAND = (sys.executable, "-c", "from wattline.cli.main import main; main()")
+COMMAND = (sys.executable, "-m", "wattline")
 
 
 def start(*arguments: object, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
