@@ -141,8 +141,22 @@ def load(folder: Path, gpu: str, watts: float) -> None:
 @virtual_node.command()
 @_FOLDER
 @_GPU
-@click.option("--calls", type=click.Choice(_GROUPS), default="all", show_default=True)
-@click.option("--code", type=click.Choice(_CODES), default="unknown", show_default=True)
+@click.option(
+    "--calls",
+    type=click.Choice(_GROUPS),
+    metavar="GROUP",
+    default="all",
+    show_default=True,
+    help=f"Which: {', '.join(_GROUPS)}.",
+)
+@click.option(
+    "--code",
+    type=click.Choice(_CODES),
+    metavar="CODE",
+    default="unknown",
+    show_default=True,
+    help=f"What they return: {', '.join(_CODES)}.",
+)
 @click.option("--done", is_flag=True, help="A limit is written all the same.")
 @click.option("--count", type=click.IntRange(1), help="Calls that meet it; else until cleared.")
 @click.option(
