@@ -69,8 +69,7 @@ def check(settings: AgentSettings, sources: Sources) -> list[Row]:
         driver = sources.driver()
         rows += _gpus(driver.enumerate(), settings)
         remedy = "look at `dmesg` for Xid; reset or drain it"
-        for line in getattr(driver, "unreachable", ()):  # NVML's and DCGM's have it
-            rows.append(Row(Level.FAIL, "gpus", line, remedy))
+        rows += [Row(Level.FAIL, "gpus", line, remedy) for line in driver.unreachable]
     except WattlineError as error:
         rows.append(Row(Level.FAIL, "gpu library", str(error)))
     try:

@@ -55,8 +55,7 @@ class Discovery:
                 return
             try:
                 devices = self._driver.enumerate()
-                left_out = getattr(self._driver, "unreachable", ())
-                self._post(Enumerated(devices=devices, left_out=left_out))
+                self._post(Enumerated(devices=devices, left_out=self._driver.unreachable))
             except GpuError as error:
                 self._post(Enumerated(error=error))
             except Exception as error:  # A driver's bug must not end the search for GPUs.

@@ -214,12 +214,11 @@ def test_no_library_and_no_gpus(place: Place) -> None:
 
 
 def test_gpus_that_the_library_leaves_out(place: Place) -> None:
-    class LeavesOut(SimulatedDriver):
-        unreachable = ("GPU 3: is lost",)
-
-    place.driver = lambda: LeavesOut(place.node)
+    place.node = SimulatedNode(["NVIDIA H200"] * 2)
+    place.node.fail(place.node.gpus[1].uuid, GpuFault.LOST)
     row = place.one("gpus")
-    assert (row.level, row.found) == (Level.FAIL, "GPU 3: is lost")
+    assert (row.level, row.found) == (Level.FAIL, "GPU 1 is lost")
+    assert place.one("gpu 0").level is Level.OK
 
 
 def test_gpus(place: Place) -> None:

@@ -127,6 +127,10 @@ class GpuDriver(Protocol):
     def name(self) -> str:
         """`nvml`, `dcgm` or `simulated`."""
 
+    @property
+    def unreachable(self) -> Sequence[str]:
+        """One line for each GPU that the newest enumeration left out because it did not answer."""
+
     def enumerate(self) -> Sequence[GpuDevice]:
         """All GPUs of the node as they are now; after a driver reload it connects anew."""
 
