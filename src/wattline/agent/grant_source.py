@@ -94,6 +94,7 @@ class FileGrantSource:
         self._unsettled = False
         self._refusal: str | None = None
         self._brake_seen: Signature | None = None
+        self._brake_trouble: str | None = None
         self._good_s: float | None = None
 
     def start(self, post: Callable[[GrantEvent], None]) -> None:
@@ -141,8 +142,14 @@ class FileGrantSource:
             return []
         try:
             seen = _signature(self._brake_file)
-        except OSError:
-            return []  # a brake that cannot be looked at is not released
+        except OSError as error:
+            # A brake that cannot be looked at is not released, and nobody can call it.
+            why = error.strerror or str(error)
+            if why != self._brake_trouble:
+                log.error("the brake file cannot be looked at", extra={"why": why})
+            self._brake_trouble = why
+            return []
+        self._brake_trouble = None
         if seen == self._brake_seen:
             return []
         self._brake_seen = seen
@@ -173,16 +180,19 @@ class FileGrantSource:
         self._unsettled, self._seen = changed, seen
         try:
             content = read_trusted(file, max_bytes=MAX_GRANT_BYTES)
-            if not changed and content == self._content:
-                return []
-            self._content = content
-            grants = decode_grants(content, node=self._node, where=str(file))
         except FileNotFoundError:
             return self._refused(f"{file}: there is no such file yet", forget=True)
         except InputError as error:
-            return self._refused(str(error))
+            return self._refused(str(error), forget=True)  # a chmod mends it and shows nowhere
         except OSError as error:
             return self._refused(f"{file}: cannot be read: {error.strerror or error}", forget=True)
+        if not changed and content == self._content:
+            return []
+        self._content = content
+        try:
+            grants = decode_grants(content, node=self._node, where=str(file))
+        except InputError as error:
+            return self._refused(str(error))
         self._refusal = None
         self._good_s = self._now()
         return [GrantsRead(grants, self._good_s)]

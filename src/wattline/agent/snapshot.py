@@ -90,7 +90,7 @@ class GpuView:
 class AgentSnapshot:
     """The node as last seen.
 
-    sources: per input (`grants`, `pods`, `owners`, `brake`) its age in seconds, None: never good.
+    sources: per input (`grants`, `pods`, `owners`) its age in seconds, None: never good.
     counters: names of the metric catalogue (without labels, or `name{label="value"}`) to counts
     since the start. not_ready: why the agent is not ready; empty: it is.
     """

@@ -128,7 +128,9 @@ def test_a_brake_file_of_any_content_brakes(tmp_path: Path, content: bytes) -> N
     assert source(None, brake).look() == [BrakeFile(present=True)]
 
 
-def test_a_brake_that_cannot_be_looked_at_is_not_released(tmp_path: Path) -> None:
+def test_a_brake_that_cannot_be_looked_at_is_not_released_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     brake = folder / "brake"
@@ -137,7 +139,8 @@ def test_a_brake_that_cannot_be_looked_at_is_not_released(tmp_path: Path) -> Non
     assert watched.look() == [BrakeFile(present=True)]
     folder.rename(tmp_path / "aside")
     folder.symlink_to(folder.name)  # a loop: looking fails, whoever looks
-    assert watched.look() == []
+    assert watched.look() + watched.look() == []
+    assert [record.message for record in caplog.records] == ["the brake file cannot be looked at"]
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o662, 0o664])
@@ -147,6 +150,17 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> N
     file.chmod(mode)
     assert "writable by its owner only" in refusal(source(tmp_path).look())
     file.chmod(0o644)
+
+
+def test_a_refused_file_is_taken_once_its_mode_is_mended(tmp_path: Path) -> None:
+    file = tmp_path / "grants.json"
+    write_grants(file, grants(1))
+    file.chmod(0o666)
+    watched = source(file)
+    assert "chmod" in refusal(watched.look())
+    assert [watched.look() for _ in range(3)] == [[], [], []]
+    file.chmod(0o644)
+    assert epochs(watched.look()) == [1]
 
 
 def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
@@ -207,5 +221,7 @@ def test_a_lock_left_by_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
         "import os, pathlib, sys; from wattline.agent.lock import WriterLock\n"
         "lock = WriterLock(pathlib.Path(sys.argv[1])); os._exit(0)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
+    assert done.returncode == 0
+    assert (tmp_path / "lock").read_text() != ""  # it names a process that is gone
     WriterLock(tmp_path).release()
