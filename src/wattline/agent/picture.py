@@ -45,6 +45,7 @@ def take_picture(actuator: Actuator, scene: Scene) -> AgentSnapshot:
         budget_version=node.budget_version,
         braked=actuator.braked,
         journal=journal_words(actuator),
+        sources=scene.sources,
         gpus=tuple(reports),
     )
     return AgentSnapshot(
@@ -166,6 +167,7 @@ def _facts(view: GpuView) -> GpuFacts:
         original_w=view.original_w,
         requested_w=view.requested_w,
         wanted_w=view.wanted_w,
+        granted_w=view.granted_w,
         rival_w=view.rival_w,
         draw_w=view.draw_w,
         energy_j=view.energy_j,
@@ -175,4 +177,5 @@ def _facts(view: GpuView) -> GpuFacts:
         mig=view.mig,
         throttle_reasons=tuple(sorted(view.throttle_reasons)),
         owners=view.owners,
+        read_age_s=view.read_age_s,
     )

@@ -8,7 +8,8 @@ version does not know are ignored: within one version, fields may only be added.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from wattline.core.errors import InputError
@@ -66,6 +67,7 @@ class GpuFacts:
     original_w: float | None = None
     requested_w: float | None = None
     wanted_w: float | None = None
+    granted_w: float | None = None
     rival_w: float | None = None
     draw_w: float | None = None
     energy_j: float | None = None
@@ -75,6 +77,7 @@ class GpuFacts:
     mig: bool | None = None
     throttle_reasons: tuple[str, ...] = ()
     owners: tuple[str, ...] = ()
+    read_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,10 @@ class GpuReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """What a node says to its coordinator."""
+    """What a node says to its coordinator.
+
+    sources: seconds since each input of the node was last good, None: never.
+    """
 
     node: str
     version: str
@@ -98,6 +104,7 @@ class NodeReport:
     budget_version: int | None = None
     braked: bool = False
     journal: str = "ok"
+    sources: Mapping[str, float | None] = field(default_factory=dict)
     gpus: tuple[GpuReport, ...] = ()
 
 
@@ -174,6 +181,7 @@ def encode_report(report: NodeReport) -> bytes:
     document = {
         "protocol": PROTOCOL_VERSION,
         **{name: getattr(report, name) for name in _REPORT_HEAD},
+        "sources": dict(report.sources),
         "gpus": [
             {
                 "gpu": entry.gpu,
@@ -207,6 +215,7 @@ def decode_report(content: bytes, *, node: str, where: str) -> NodeReport:
         budget_version=document.count_or_none("budget_version"),
         braked=document.flag_or_none("braked") or False,
         journal=document.text("journal"),
+        sources=document.numbers_or_none("sources", _LONGEST_STANDING_S),
         gpus=tuple(gpus),
     )
 
@@ -298,6 +307,7 @@ def _decode_facts(known: Fields) -> GpuFacts:
         original_w=known.watts_or_none("original_w"),
         requested_w=known.watts_or_none("requested_w"),
         wanted_w=known.watts_or_none("wanted_w"),
+        granted_w=known.watts_or_none("granted_w"),
         rival_w=known.watts_or_none("rival_w"),
         draw_w=known.watts_or_none("draw_w"),
         energy_j=known.number_or_none("energy_j", _LARGEST_J),
@@ -307,6 +317,7 @@ def _decode_facts(known: Fields) -> GpuFacts:
         mig=known.flag_or_none("mig"),
         throttle_reasons=known.texts("throttle_reasons"),
         owners=known.texts("owners"),
+        read_age_s=known.number_or_none("read_age_s", _LONGEST_STANDING_S),
     )
 
 

@@ -94,6 +94,13 @@ class Fields:
         """The same, or None."""
         return self.number(name, largest) if self.has(name) else None
 
+    def numbers_or_none(self, name: str, largest: float) -> dict[str, float | None]:
+        """An object of such numbers, each or None; empty where there is none."""
+        found = self.object(name)
+        if found is None:
+            return {}
+        return {str(key): found.number_or_none(key, largest) for key in found._entry}
+
     def watts(self, name: str) -> float:
         """Watts, up to a million."""
         return self.number(name, _LARGEST_W)
