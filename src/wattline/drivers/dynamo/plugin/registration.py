@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,12 @@ class Registrar:
 
     def _beat(self, token: str) -> bool:
         plugin_id = self._registration.plugin_id
-        if decode_ok(self._call("Heartbeat", encode_heartbeat(plugin_id, token))):
-            return True
-        return self._lost("the heartbeat was refused")
+        answer = self._call("Heartbeat", encode_heartbeat(plugin_id, token))
+        try:
+            ok = decode_ok(answer)
+        except WireError as error:
+            return self._lost(f"the gateway's answer cannot be read: {error}")
+        return ok or self._lost("the heartbeat was refused")
 
     def _register(self, token: str) -> bool:
         self._leave("registers again")
@@ -216,6 +219,3 @@ def _remedied(reason: str) -> str:
         if reason.startswith(start):
             return f"{reason}: {remedy}"
     return reason or "refused without a reason"
-
-
-ViewOf = Callable[[], Sequence[RegistrationView]]

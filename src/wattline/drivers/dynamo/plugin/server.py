@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
@@ -82,7 +82,9 @@ def import_grpc() -> ModuleType:
     return module
 
 
-def _handler(grpc: ModuleType, service: str, methods: dict[str, Callable[[bytes], bytes]]) -> Any:
+def _handler(
+    grpc: ModuleType, service: str, methods: Mapping[str, Callable[[bytes], bytes]]
+) -> Any:
     def answering(answer: Callable[[bytes], bytes]) -> Callable[[bytes, Any], bytes]:
         return lambda request, context: answer(request)
 

@@ -195,8 +195,7 @@ class PluginService:
                     "calls went missing: the planner went on without the constraint, or restarted",
                     extra={"silence_s": round(elapsed_s, 1)},
                 )
-            else:
-                self._intervals.append(elapsed_s)
+            self._intervals.append(elapsed_s)
         self._last_s = now_s
 
     def _missed(self, silence_s: float) -> bool:
