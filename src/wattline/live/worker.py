@@ -21,6 +21,7 @@ from typing import Any
 from wattline.core.errors import InputError, WattlineError
 from wattline.core.fleet import Role
 from wattline.core.snapshot import Phase
+from wattline.live.processes import boot_ticks
 from wattline.live.worker_blocks import LiveCache
 from wattline.live.worker_engine import LiveEngine
 from wattline.live.worker_gpus import WorkerGpus
@@ -90,7 +91,8 @@ class DynamoWorker:
             worker.signals = signals
             await _register(spec, endpoint, worker.engine.engine.kv_capacity_tokens)
             self._phase = Phase.READY
-            _say("ready", worker=spec.name, metrics=f"{url}/metrics")
+            worker.ready_s = worker.now()
+            _say("ready", worker=spec.name, metrics=f"{url}/metrics", startup_s=worker.ready_s)
             await _first(serving, driving, asked)
             if not asked.done():
                 return False
@@ -175,13 +177,21 @@ async def serve(spec: WorkerSpec, gpus: WorkerGpus, born_s: float) -> bool:
         page.close()
 
 
+def _born_s() -> float:
+    """When this process was started, on `time.monotonic`'s clock: imports count as start-up."""
+    ticks = boot_ticks(os.getpid())
+    assert ticks is not None
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age_s
+
+
 def _say(event: str, **fields: object) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
 def main(arguments: list[str]) -> int:
     """Run the worker of a specification: exit code 0 drained, 1 failed or lost, 2 bad input."""
-    born_s = time.monotonic()
+    born_s = _born_s()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         if not arguments:

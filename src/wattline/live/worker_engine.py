@@ -181,7 +181,6 @@ class LiveEngine:
             self._replica.cache = cache
         self._outcomes.replica = self._replica
         self._next_index = 0
-        self._start_s = 0.0
         self.step_stride = 1
         """Steps of a run after which tokens are handed out; 1: after each."""
 
@@ -189,7 +188,6 @@ class LiveEngine:
 
     def start(self, now: float) -> None:
         """Begin to load; ready `startup_s` later."""
-        self._start_s = now
         self._workers.start(_POOL, 1, now)
 
     def stop(self, now: float) -> None:

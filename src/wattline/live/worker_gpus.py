@@ -13,7 +13,7 @@ from wattline.core.fleet import GpuProduct
 from wattline.virtual.gpus import VirtualGpus
 from wattline.virtual.products import PRODUCTS, VirtualProduct
 
-_STEP_W = 0.5
+_STEP_W = 1.0
 """Changes of the wanted draw below this are not written: each write is an entry of a GPU's log."""
 
 

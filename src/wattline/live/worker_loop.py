@@ -74,7 +74,8 @@ class Lag:
 class WorkerLoop:
     """One worker: its engine, its GPUs and its requests. Everything runs on the running loop.
 
-    `zero_s` is the moment of `asyncio`'s clock from which the engine's time counts.
+    `zero_s` is the moment of `asyncio`'s clock from which the engine's time counts: the start of
+    the process. `ready_s` is when it was registered, on the engine's clock; None: not yet.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class WorkerLoop:
         self.cache = cache
         self.lag = Lag()
         self.signals: Signals | None = None
+        self.ready_s: float | None = None
         self._gpus = gpus
         self._zero_s = zero_s
         self._loop = asyncio.get_running_loop()
@@ -105,7 +107,7 @@ class WorkerLoop:
         """Drive the engine until `end`. WattlineError when a GPU is lost."""
         engine = self.engine
         engine.step_stride = self.spec.stream_steps
-        engine.start(self.now())
+        engine.start(0.0)
         while not self._ending:
             now = self.now()
             engine.obey(now, self._gpus.limits_w(), self._ceilings(now))

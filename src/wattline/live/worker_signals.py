@@ -91,7 +91,13 @@ def metrics_of(worker: WorkerLoop, phase: Phase) -> list[Metric]:
     load, lag = worker.load, worker.lag
     gauge, counter = "gauge", "counter"
     name = "wattline_worker_"
+    startup = (
+        []
+        if worker.ready_s is None
+        else [Metric(f"{name}startup_seconds", gauge, "From start to registered.", worker.ready_s)]
+    )
     return [
+        *startup,
         Metric(f"{name}ready", gauge, "1 while it takes requests.", float(phase is Phase.READY)),
         Metric(
             f"{name}queued_prefill_tokens",

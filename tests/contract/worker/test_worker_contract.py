@@ -6,9 +6,12 @@ because machines are shared: `SLACK` of a prediction and `LATE_S`.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from wattline.core.fleet import Deployment, Pool, Role, Setting, Slo
 from wattline.live import environment
 from wattline.live.environment import Environment
 from wattline.live.supervisor import WorkerPhase
+from wattline.virtual.node import VirtualNode
 
 SLACK = 1.5
 LATE_S = 1.0
@@ -230,3 +234,26 @@ def test_deaths_of_workers_are_seen_and_said(dynamo: Environment, tmp_path: Path
             assert "wattline worker:" in log
         _wait_until(lambda: made.view(killed).phase is WorkerPhase.DEAD)
         assert made.node.gpus.state(uuids[1]).draw_w == 70.0
+
+
+def test_the_command_takes_a_node_and_an_index_and_keeps_its_process_id(
+    dynamo: Environment, tmp_path: Path
+) -> None:
+    with VirtualNode(tmp_path / "node", ("h100",), settle_s=0.0) as node:
+        command = "from wattline.cli.worker import worker; worker()"
+        options = ["--role", "aggregated", "--node", str(node.folder), "--gpus", "0"]
+        options += ["--served-name", "mine", "--startup-s", "2.5", "--quiet-s", "0"]
+        options += ["--name", "by-hand", "--dynamo", str(dynamo.home)]
+        with subprocess.Popen(
+            [sys.executable, "-c", command, *options], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            assert (ready["event"], ready["worker"]) == ("ready", "by-hand")
+            assert ready["startup_s"] >= 2.5
+            assert node.gpus.state(0).draw_w > 100.0
+            process.terminate()
+            events = [json.loads(line)["event"] for line in process.stdout]
+            assert process.wait(60) == 0
+        assert events == ["draining", "drained"]
+        assert node.gpus.state(0).draw_w == 70.0

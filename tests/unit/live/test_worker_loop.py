@@ -42,7 +42,7 @@ class Running:
     def __init__(self, devices: ListGpus, role: Role, model: EngineModel | None, **changes: Any):
         cache = LiveCache(64)
         engine = live_engine(model, role=role, cache=cache, gpus=len(devices.limit_w))
-        engine.stop(0.0)
+        engine.stop(0.0)  # it starts with the loop
         self.heard = Heard()
         self.loop = WorkerLoop(
             spec(role=role, **changes), engine, devices, cache, asyncio.get_running_loop().time()
