@@ -125,6 +125,8 @@ def run(options: argparse.Namespace, folder: Path) -> list[CellResult]:
     finally:
         for process in running.values():
             process.terminate()
+        for process in running.values():
+            process.join()
     print(file=sys.stderr)
     return results
 
@@ -160,6 +162,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--keep", type=Path, help="keep logs and states in this new folder")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cells are ended
     start_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     if options.keep is not None:
