@@ -203,10 +203,10 @@ class Actuator:
             elif not entry.ours and entry.known:
                 entry.record = replace(entry.record, original_w=found_w(entry))
         durable = self._journalled({entry.uuid: record for entry, _, record in due})
+        self._aim_brake()  # first: a brake must not undo a lowering that has just been sent
         for entry, order, record in due:
             if durable or self._may_lower(entry, order):
                 self._send(entry, order, record, now_s)
-        self._aim_brake()
 
     def _journalled(self, changed: Mapping[str, GpuRecord]) -> bool:
         """Bring everything that must outlive us to the disk; False: it could not be."""
@@ -372,7 +372,7 @@ class Actuator:
         self.brakes = braked.count
         self.node.brake(braked.call.budget_version)
         for entry in self.entries.values():
-            target_w = self._targets.get(entry.uuid)
+            target_w = braked.targets.get(entry.uuid)
             if not entry.known or target_w is None:
                 continue
             if not entry.ours:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from wattline.agent.lanes import Lane
@@ -28,10 +28,14 @@ class BrakeCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Braked:
-    """The brake was called: every lane has its brake watts in front of it. count: how often."""
+    """The brake was called: every lane has its brake watts in front of it.
+
+    count: how often it was; targets: watts by GPU, as the lanes got them.
+    """
 
     call: BrakeCall
     count: int
+    targets: Mapping[str, float]
 
 
 class BrakeSwitch:
@@ -65,6 +69,8 @@ class BrakeSwitch:
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             self._count += 1
-            for lane, watts in self._targets:
+            targets = self._targets
+            for lane, watts in targets:
                 lane.brake(watts, self._count)
-            self._post(Braked(call=call, count=self._count))
+            told = {lane.uuid: watts for lane, watts in targets}
+            self._post(Braked(call=call, count=self._count, targets=told))
