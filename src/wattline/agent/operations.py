@@ -145,18 +145,18 @@ class Operator:
         actuator, original_w = self._actuator, entry.record.original_w
         if not entry.ours or original_w is None:
             return f"{entry.uuid}: its limit is not ours"
-        actuator.node.resume(entry.uuid)
-        entry.record = replace(entry.record, pinned_w=None)
         if self._drop_in is not None:
             if actuator.node.operator_hold:
                 return f"{entry.uuid}: resume the node first: no raise is obeyed"
             if not self._drop_in.release(entry):
                 return f"{entry.uuid}: its original limit cannot be granted"
-            entry.record = replace(entry.record, let_go=True)
+            actuator.node.resume(entry.uuid)
+            entry.record = replace(entry.record, pinned_w=None, let_go=True)
             return None
         if not actuator.node.restore(entry.uuid, original_w):
             held_w = actuator.node.held_w(entry.uuid)
             return f"{entry.uuid}: its original {original_w:g} W is above the {held_w:g} W it holds"
+        entry.record = replace(entry.record, pinned_w=None)
         actuator.release(entry)
         return None
 
