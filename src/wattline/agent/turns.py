@@ -305,6 +305,10 @@ class Turns:
             self._actuator.tally.add("wattline_agent_owner_failures_total")
         else:
             self._owners_s = seen.seen_s
+            unresolved = seen.joined.unresolved
+            known = None if before is None or before.joined is None else before.joined.unresolved
+            if unresolved and unresolved != known:
+                log.warning("devices that belong to no known GPU", extra={"devices": unresolved})
         for what, error, old in (
             ("pods", seen.pods_error, before and before.pods_error),
             ("owners", seen.owners_error, before and before.owners_error),
