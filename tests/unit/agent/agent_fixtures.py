@@ -33,7 +33,7 @@ DEADLINE_S = 20.0
 H100 = "NVIDIA H100 80GB HBM3"
 
 
-def eventually(condition: Callable[[], Any], what: str = "") -> Any:
+def assert_eventually(condition: Callable[[], Any], what: str = "") -> Any:
     """The condition's first true value; fails loudly when it never comes."""
     end_s = time.monotonic() + DEADLINE_S
     while not (value := condition()):
@@ -186,7 +186,7 @@ class Bench:
         self.agent = agent
         self._thread = threading.Thread(target=self._run, args=(agent,), daemon=True)
         self._thread.start()
-        eventually(lambda: agent.snapshot is not None or self.error, "a first picture")
+        assert_eventually(lambda: agent.snapshot is not None or self.error, "a first picture")
         return agent
 
     def _run(self, agent: Agent) -> None:
@@ -224,7 +224,7 @@ class Bench:
 
     def known(self) -> None:
         """Wait until every GPU has been read."""
-        eventually(
+        assert_eventually(
             lambda: (
                 len(self.picture().gpus) == len(self.uuids)
                 and all(view.held_w is not None for view in self.picture().gpus)
@@ -288,7 +288,7 @@ class Bench:
                 for report in said
             )
 
-        eventually(done, f"a report of sequence {sequence}")
+        assert_eventually(done, f"a report of sequence {sequence}")
 
 
 @contextmanager

@@ -237,8 +237,8 @@ def test_a_report_is_read_as_it_was_written() -> None:
     )
     facts = GpuFacts(
         index=0, product="H100", reason="granted", min_w=200.0, max_w=700.0, default_w=700.0,
-        granted_w=400.0, read_age_s=0.25, energy_j=1e9, persistence=True, mig=False, throttle_reasons=("sw_power_cap",),
-        owners=("a/b",),
+        granted_w=400.0, read_age_s=0.25, energy_j=1e9, persistence=True, mig=False,
+        throttle_reasons=("sw_power_cap",), owners=("a/b",),
     )  # fmt: skip
     report = NodeReport(
         node="n1",

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_fixtures import Bench, bench, eventually
+from agent_fixtures import Bench, bench, assert_eventually
 
 from wattline.agent.snapshot import Mode, Reason
 from wattline.drivers.gpu.device import GpuFault
@@ -18,9 +18,9 @@ def settled(node: Bench) -> None:
     """Wait until the newest pods and owners have been decided about and carried out."""
     node.known()
     looked = node.listings.looks
-    eventually(lambda: node.listings.looks > looked + 1, "two more looks")
+    assert_eventually(lambda: node.listings.looks > looked + 1, "two more looks")
     made_s = node.picture().made_s
-    eventually(lambda: node.picture().made_s > made_s, "a newer picture")
+    assert_eventually(lambda: node.picture().made_s > made_s, "a newer picture")
 
 
 def writes(node: Bench) -> list[list[float]]:
@@ -34,7 +34,7 @@ def test_shutdown_gives_back_what_is_ours(tmp_path: Path, case: dict[str, Any]) 
             node.listings.put(f"w{index}", "480", node.uuids[index])
         node.start()
         settled(node)
-        eventually(
+        assert_eventually(
             lambda: [bool(each) for each in writes(node)].count(True) == len(case["managed"])
         )
         for index in case["unreachable"]:
@@ -56,7 +56,7 @@ def test_what_an_earlier_run_left(tmp_path: Path, case: dict[str, Any]) -> None:
         if case["ours"]:
             node.listings.put("before", "400", uuid)
             node.start()
-            eventually(lambda: node.limits() == [400.0], "capped by an earlier run")
+            assert_eventually(lambda: node.limits() == [400.0], "capped by an earlier run")
             node.crash()
             node.listings.take("before")
         node.node.rival_write(uuid, case["current_w"])
@@ -89,8 +89,10 @@ def test_what_a_change_of_pods_does(tmp_path: Path, case: dict[str, Any]) -> Non
         if case.get("write_fails"):
             assert node.view(0).wanted_w is not None
             node.node.fail(uuid, None, "write_limit")
-        eventually(lambda: node.limits() == [case["limit_w"]], "the limit")
-        eventually(lambda: (node.view(0).wanted_w is not None) is case["still_ours"], "whose it is")
+        assert_eventually(lambda: node.limits() == [case["limit_w"]], "the limit")
+        assert_eventually(
+            lambda: (node.view(0).wanted_w is not None) is case["still_ours"], "whose it is"
+        )
         assert writes(node) == [case["writes_w"]]
 
 
@@ -99,25 +101,25 @@ def test_a_failed_listing_freezes_every_limit(tmp_path: Path, which: str) -> Non
     with bench(tmp_path, settings=ANNOTATED) as node:
         node.listings.put("w", "480", node.uuids[0])
         agent = node.start()
-        eventually(lambda: node.limits() == [480.0, 700.0], "capped")
+        assert_eventually(lambda: node.limits() == [480.0, 700.0], "capped")
         setattr(node.listings, which, True)
         node.listings.take("w")
         node.listings.put("by", None, node.uuids[0])
         agent.pods_changed()
-        eventually(lambda: node.view(0).reason is Reason.FROZEN, "frozen")
+        assert_eventually(lambda: node.view(0).reason is Reason.FROZEN, "frozen")
         settled(node)
         assert node.limits() == [480.0, 700.0]
         assert agent.snapshot is not None
         assert agent.snapshot.not_ready != ()
         setattr(node.listings, which, False)
-        eventually(lambda: node.limits() == [700.0, 700.0], "released when it works again")
+        assert_eventually(lambda: node.limits() == [700.0, 700.0], "released when it works again")
 
 
 def test_an_empty_node_is_ready_and_writes_nothing(tmp_path: Path) -> None:
     with bench(tmp_path, gpus=4, settings=ANNOTATED) as node:
         node.start()
         settled(node)
-        eventually(lambda: node.picture().not_ready == (), "ready")
+        assert_eventually(lambda: node.picture().not_ready == (), "ready")
         assert writes(node) == [[], [], [], []]
 
 
@@ -125,10 +127,10 @@ def test_a_rival_is_repaired_in_this_mode_too(tmp_path: Path) -> None:
     with bench(tmp_path, settings=ANNOTATED) as node:
         node.listings.put("w", "480", node.uuids[0])
         node.start()
-        eventually(lambda: node.limits()[0] == 480.0, "capped")
+        assert_eventually(lambda: node.limits()[0] == 480.0, "capped")
         node.node.rival_write(node.uuids[0], 650.0)
-        eventually(lambda: node.limits()[0] == 480.0, "repaired")
-        eventually(lambda: node.view(0).repairs == 1, "counted")
+        assert_eventually(lambda: node.limits()[0] == 480.0, "repaired")
+        assert_eventually(lambda: node.view(0).repairs == 1, "counted")
 
 
 def test_a_full_disk_stops_new_limits_that_could_not_be_given_back(tmp_path: Path) -> None:
@@ -137,10 +139,10 @@ def test_a_full_disk_stops_new_limits_that_could_not_be_given_back(tmp_path: Pat
         node.listings.put("w", "480", node.uuids[0])
         node.start()
         settled(node)
-        eventually(lambda: "no new limits" in node.picture().journal, "told")
+        assert_eventually(lambda: "no new limits" in node.picture().journal, "told")
         assert writes(node)[0] == []
         node.disk.full = False
-        eventually(lambda: node.limits()[0] == 480.0, "capped once it can be journalled")
+        assert_eventually(lambda: node.limits()[0] == 480.0, "capped once it can be journalled")
 
 
 def test_a_gpu_that_comes_later_is_decided_about(tmp_path: Path) -> None:
@@ -149,4 +151,4 @@ def test_a_gpu_that_comes_later_is_decided_about(tmp_path: Path) -> None:
         settled(node)
         node.listings.put("w", "480", "GPU-late")
         node.node.add("NVIDIA H100 80GB HBM3", "GPU-late")
-        eventually(lambda: node.node.gpu("GPU-late").requested_w == 480.0, "capped")
+        assert_eventually(lambda: node.node.gpu("GPU-late").requested_w == 480.0, "capped")

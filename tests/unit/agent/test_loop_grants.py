@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from agent_fixtures import H100, bench, eventually
+from agent_fixtures import H100, bench, assert_eventually
 
 from wattline.agent.snapshot import Reason
 from wattline.drivers.gpu.device import GpuFault
@@ -17,7 +17,7 @@ def test_a_grant_is_enforced_read_back_and_reported(tmp_path: Path) -> None:
         assert (view.reason, view.wanted_w, view.held_w) == (Reason.GRANTED, 400.0, 400.0)
         assert view.original_w == 700.0
         assert node.picture().not_ready == ()
-        eventually(
+        assert_eventually(
             lambda: node.picture().report == (node.state / "report.json").read_bytes(),
             "the same bytes in both",
         )
@@ -28,7 +28,7 @@ def test_before_the_first_grant_nothing_is_written(tmp_path: Path) -> None:
         node.start()
         node.known()
         node.node.rival_write(node.uuids[0], 300.0)
-        eventually(lambda: node.view(0).enforced_w == 300.0, "the rival's limit is seen")
+        assert_eventually(lambda: node.view(0).enforced_w == 300.0, "the rival's limit is seen")
         assert node.gpu(0).writes == []
         assert node.view(0).wanted_w is None
 
@@ -62,7 +62,7 @@ def test_an_unknown_gpu_is_named_and_the_others_obey(tmp_path: Path) -> None:
         node.start()
         node.known()
         sequence = node.grant(400.0, 400.0, uuids=[node.uuids[0], "GPU-elsewhere"])
-        eventually(lambda: node.view(0).sequence == sequence, "the known GPU obeys")
+        assert_eventually(lambda: node.view(0).sequence == sequence, "the known GPU obeys")
         assert node.limits() == [400.0, 700.0]
 
 
@@ -75,7 +75,9 @@ def test_torn_and_foreign_files_change_nothing_and_are_told(tmp_path: Path, cont
         (node.grants / "n1.json").write_bytes(content)
         key = "wattline_agent_grant_files_refused_total"
         before = node.picture().counters.get(key, 0)
-        eventually(lambda: node.picture().counters.get(key, 0) > before, "a refusal is counted")
+        assert_eventually(
+            lambda: node.picture().counters.get(key, 0) > before, "a refusal is counted"
+        )
         assert node.limits() == [400.0, 400.0]
         node.granted(450.0, 450.0)
 
@@ -86,8 +88,8 @@ def test_a_lease_that_ends_takes_the_gpu_to_its_expiry_watts(tmp_path: Path) -> 
         node.known()
         before = node.picture().incarnation
         node.grant(500.0, 500.0, lease_s=0.5, expiry_w=300.0)
-        eventually(lambda: node.limits() == [300.0, 300.0], "expiry watts")
-        eventually(lambda: node.view(0).reason is Reason.EXPIRED, "told")
+        assert_eventually(lambda: node.limits() == [300.0, 300.0], "expiry watts")
+        assert_eventually(lambda: node.view(0).reason is Reason.EXPIRED, "told")
         assert node.picture().incarnation > before
         node.granted(450.0, 450.0)
 
@@ -98,7 +100,7 @@ def test_a_grant_out_of_range_is_never_written(tmp_path: Path) -> None:
         node.known()
         node.grant(5000.0, 20.0)
         key = 'wattline_agent_grants_total{result="out_of_range"}'
-        eventually(lambda: node.picture().counters.get(key) == 2, "both refused")
+        assert_eventually(lambda: node.picture().counters.get(key) == 2, "both refused")
         assert node.gpu(0).writes == node.gpu(1).writes == []
 
 
@@ -108,11 +110,16 @@ def test_a_rival_is_repaired_and_counted(tmp_path: Path) -> None:
         node.known()
         node.granted(400.0, 400.0)
         node.node.rival_write(node.uuids[0], 650.0)
-        eventually(lambda: node.limits()[0] == 400.0, "repaired")
-        eventually(lambda: node.view(0).repairs == 1, "counted")
+        assert_eventually(lambda: node.limits()[0] == 400.0, "repaired")
+        assert_eventually(lambda: node.view(0).repairs == 1, "counted")
         node.node.rival_write(node.uuids[0], 600.0)
-        eventually(lambda: node.view(0).rival_w == 600.0, "booked as found while we back off")
+        assert_eventually(
+            lambda: node.view(0).rival_w == 600.0, "booked as found while we back off"
+        )
         assert node.report().gpus[0].facts.rival_w == 600.0
+        assert node.report().gpus[0].facts.granted_w == 400.0
+        assert node.report().gpus[0].facts.read_age_s is not None
+        assert node.report().sources["grants"] is not None
 
 
 def test_a_rival_is_only_reported_where_repair_is_off(tmp_path: Path) -> None:
@@ -121,7 +128,7 @@ def test_a_rival_is_only_reported_where_repair_is_off(tmp_path: Path) -> None:
         node.known()
         node.granted(400.0, 400.0)
         node.node.rival_write(node.uuids[0], 650.0)
-        eventually(lambda: node.view(0).rival_w == 650.0, "seen")
+        assert_eventually(lambda: node.view(0).rival_w == 650.0, "seen")
         assert node.gpu(0).writes == [400.0]
 
 
@@ -131,11 +138,11 @@ def test_an_out_of_band_limit_is_told_and_not_fought(tmp_path: Path) -> None:
         node.known()
         node.granted(500.0, 500.0)
         node.node.clamp(node.uuids[0], 350.0)
-        eventually(lambda: any("out of band" in note for note in node.view(0).notes), "told")
+        assert_eventually(lambda: any("out of band" in note for note in node.view(0).notes), "told")
         assert node.gpu(0).writes == [500.0]
         assert node.view(0).enforced_w == 350.0
         node.node.clamp(node.uuids[0], None)
-        eventually(lambda: node.view(0).rival_w is None, "peace")
+        assert_eventually(lambda: node.view(0).rival_w is None, "peace")
 
 
 def test_a_driver_reload_is_repaired_on_all_gpus(tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_a_driver_reload_is_repaired_on_all_gpus(tmp_path: Path) -> None:
         node.known()
         node.granted(*[400.0] * 8)
         node.node.reload()
-        eventually(lambda: node.limits() == [400.0] * 8, "all back")
+        assert_eventually(lambda: node.limits() == [400.0] * 8, "all back")
 
 
 def test_new_indices_keep_limits_with_their_uuids(tmp_path: Path) -> None:
@@ -153,8 +160,10 @@ def test_new_indices_keep_limits_with_their_uuids(tmp_path: Path) -> None:
         node.known()
         node.granted(400.0, 300.0)
         node.node.reenumerate([1, 0])
-        eventually(lambda: [view.index for view in node.picture().gpus] == [0, 1], "listed anew")
-        eventually(lambda: node.view(0).index == 1, "indices are exchanged")
+        assert_eventually(
+            lambda: [view.index for view in node.picture().gpus] == [0, 1], "listed anew"
+        )
+        assert_eventually(lambda: node.view(0).index == 1, "indices are exchanged")
         node.granted(410.0, 310.0)
 
 
@@ -164,13 +173,13 @@ def test_a_lost_gpu_is_named_and_comes_back(tmp_path: Path) -> None:
         node.known()
         node.granted(400.0, 400.0)
         node.node.fail(node.uuids[0], GpuFault.LOST)
-        eventually(lambda: node.view(0).fault, "named")
-        eventually(lambda: node.report().gpus[0].report is None, "nothing is claimed of it")
+        assert_eventually(lambda: node.view(0).fault, "named")
+        assert_eventually(lambda: node.report().gpus[0].report is None, "nothing is claimed of it")
         node.grant(None, 350.0)
-        eventually(lambda: node.limits()[1] == 350.0, "the other goes on")
+        assert_eventually(lambda: node.limits()[1] == 350.0, "the other goes on")
         node.node.rival_write(node.uuids[0], 700.0)
         node.node.fail(node.uuids[0], None)
-        eventually(lambda: node.limits()[0] == 400.0, "repaired when it answers again")
+        assert_eventually(lambda: node.limits()[0] == 400.0, "repaired when it answers again")
 
 
 def test_a_gpu_that_is_added_is_found(tmp_path: Path) -> None:
@@ -188,16 +197,18 @@ def test_a_gpu_that_hangs_delays_no_other(tmp_path: Path) -> None:
         node.known()
         node.granted(400.0, 400.0)
         node.node.delay(node.uuids[0], 3600.0, "enforced_w")
-        node.node._wait = lambda seconds: eventually(
+        node.node._wait = lambda seconds: assert_eventually(
             lambda: node.gpu(0).delays_s == {} or seconds == 0
         )
-        eventually(lambda: node.view(0).fault == "a call to it hangs", "seen")
+        assert_eventually(lambda: node.view(0).fault == "a call to it hangs", "seen")
         node.grant(300.0, 300.0)
-        eventually(lambda: node.limits()[1] == 300.0, "the other obeys")
+        assert_eventually(lambda: node.limits()[1] == 300.0, "the other obeys")
         assert node.report().gpus[0].report is None
         with node.node.changing(node.uuids[0]) as gpu:
             gpu.delays_s.clear()
-        eventually(lambda: node.limits() == [300.0, 300.0], "the newest wins when it answers")
+        assert_eventually(
+            lambda: node.limits() == [300.0, 300.0], "the newest wins when it answers"
+        )
 
 
 def test_a_clock_ceiling_comes_and_goes_with_its_grants(tmp_path: Path) -> None:
@@ -205,10 +216,10 @@ def test_a_clock_ceiling_comes_and_goes_with_its_grants(tmp_path: Path) -> None:
         node.start()
         node.known()
         node.granted(400.0, 400.0, clock_mhz=1200)
-        eventually(lambda: node.gpu(0).clock_ceiling_mhz == 1200, "set")
-        eventually(lambda: node.view(0).clock_ceiling_mhz == 1200, "told")
+        assert_eventually(lambda: node.gpu(0).clock_ceiling_mhz == 1200, "set")
+        assert_eventually(lambda: node.view(0).clock_ceiling_mhz == 1200, "told")
         node.granted(420.0, 420.0)
-        eventually(lambda: node.gpu(0).clock_ceiling_mhz is None, "taken away")
+        assert_eventually(lambda: node.gpu(0).clock_ceiling_mhz is None, "taken away")
 
 
 def test_a_ceiling_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
@@ -229,11 +240,11 @@ def test_a_write_that_is_refused_is_told_and_tried_again(tmp_path: Path) -> None
         node.known()
         node.node.fail(node.uuids[0], GpuFault.NO_PERMISSION, "write_limit")
         node.grant(400.0, 400.0)
-        eventually(lambda: "no_permission" in (node.view(0).fault or ""), "told")
+        assert_eventually(lambda: "no_permission" in (node.view(0).fault or ""), "told")
         assert node.view(0).rival_w is None
-        eventually(lambda: node.limits()[1] == 400.0, "the other obeys")
+        assert_eventually(lambda: node.limits()[1] == 400.0, "the other obeys")
         node.node.fail(node.uuids[0], None, "write_limit")
-        eventually(lambda: node.limits()[0] == 400.0, "tried again")
+        assert_eventually(lambda: node.limits()[0] == 400.0, "tried again")
 
 
 def test_persistence_mode_is_in_the_report(tmp_path: Path) -> None:
@@ -243,7 +254,7 @@ def test_persistence_mode_is_in_the_report(tmp_path: Path) -> None:
                 gpu.persistence = False
         node.start()
         node.known()
-        eventually(lambda: node.report().gpus[0].report is not None, "a report")
+        assert_eventually(lambda: node.report().gpus[0].report is not None, "a report")
         said = node.report().gpus[0].report
         assert said is not None
         assert said.persistence is False
@@ -255,13 +266,13 @@ def test_a_restore_needs_a_grant_that_books_it(tmp_path: Path) -> None:
         node.known()
         node.granted(400.0, 400.0)
         node.grant(500.0, 500.0, restore=node.uuids)
-        eventually(lambda: node.limits() == [500.0, 500.0], "the grant")
-        eventually(lambda: any("above" in note for note in node.view(0).notes), "told")
+        assert_eventually(lambda: node.limits() == [500.0, 500.0], "the grant")
+        assert_eventually(lambda: any("above" in note for note in node.view(0).notes), "told")
         node.grant(700.0, 700.0, restore=node.uuids)
-        eventually(lambda: node.limits() == [700.0, 700.0], "given back")
-        eventually(lambda: node.view(0).wanted_w is None, "not ours any more")
+        assert_eventually(lambda: node.limits() == [700.0, 700.0], "given back")
+        assert_eventually(lambda: node.view(0).wanted_w is None, "not ours any more")
         node.node.rival_write(node.uuids[0], 600.0)
-        eventually(lambda: node.view(0).enforced_w == 600.0, "seen")
+        assert_eventually(lambda: node.view(0).enforced_w == 600.0, "seen")
         assert node.gpu(0).writes[-1] == 700.0
         node.granted(450.0, 450.0)
         assert node.view(0).original_w == 600.0

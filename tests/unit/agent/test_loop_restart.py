@@ -3,7 +3,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from agent_fixtures import DEADLINE_S, bench, eventually
+from agent_fixtures import DEADLINE_S, bench, assert_eventually
 
 from wattline.agent.snapshot import Reason
 
@@ -33,7 +33,7 @@ def test_a_restart_goes_down_to_what_the_journal_holds(tmp_path: Path) -> None:
         node.node.reload()
         assert node.limits() == [700.0, 700.0]
         node.start()
-        eventually(lambda: node.limits() == [400.0, 350.0], "held again")
+        assert_eventually(lambda: node.limits() == [400.0, 350.0], "held again")
 
 
 def test_a_restart_never_goes_up(tmp_path: Path) -> None:
@@ -91,12 +91,14 @@ def test_a_full_disk_stops_raises_and_lets_lowerings_through(tmp_path: Path) -> 
         node.granted(400.0, 400.0)
         node.disk.full = True
         node.grant(300.0, 600.0)
-        eventually(lambda: node.limits()[0] == 300.0, "the lowering")
-        eventually(lambda: "no raises" in node.picture().journal, "told")
+        assert_eventually(lambda: node.limits()[0] == 300.0, "the lowering")
+        assert_eventually(lambda: "no raises" in node.picture().journal, "told")
         assert node.limits()[1] == 400.0
         node.disk.full = False
-        eventually(lambda: node.limits() == [300.0, 600.0], "the raise, once it can be journalled")
-        eventually(lambda: node.picture().journal == "ok", "told")
+        assert_eventually(
+            lambda: node.limits() == [300.0, 600.0], "the raise, once it can be journalled"
+        )
+        assert_eventually(lambda: node.picture().journal == "ok", "told")
 
 
 def test_a_full_disk_at_the_start_lowers_and_journals_the_original_later(tmp_path: Path) -> None:
@@ -105,9 +107,9 @@ def test_a_full_disk_at_the_start_lowers_and_journals_the_original_later(tmp_pat
         node.start()
         node.known()
         node.grant(400.0, 400.0)
-        eventually(lambda: node.limits() == [400.0, 400.0], "lowered for safety")
+        assert_eventually(lambda: node.limits() == [400.0, 400.0], "lowered for safety")
         node.disk.full = False
-        eventually(lambda: node.picture().journal == "ok", "journalled")
+        assert_eventually(lambda: node.picture().journal == "ok", "journalled")
         node.stop()
         node.start()
         node.known()
@@ -118,7 +120,9 @@ def test_a_crash_on_a_full_disk_does_not_lose_the_original(tmp_path: Path) -> No
     with bench(tmp_path) as node:
         node.start()
         node.known()
-        eventually(lambda: (node.state / "journal.json").exists(), "originals are journalled")
+        assert_eventually(
+            lambda: (node.state / "journal.json").exists(), "originals are journalled"
+        )
         node.disk.full = True
         node.granted(400.0, 350.0)
         node.crash()
@@ -128,17 +132,19 @@ def test_a_crash_on_a_full_disk_does_not_lose_the_original(tmp_path: Path) -> No
         node.disk.full = False
         node.granted(700.0, 700.0)
         node.grant(700.0, 700.0, restore=node.uuids)
-        eventually(lambda: node.view(0).wanted_w is None, "given back")
+        assert_eventually(lambda: node.view(0).wanted_w is None, "given back")
 
 
 def test_a_crash_after_the_brake_does_not_lose_the_original(tmp_path: Path) -> None:
     with bench(tmp_path, settings={"brake_w": 300.0}) as node:
         agent = node.start()
         node.known()
-        eventually(lambda: (node.state / "journal.json").exists(), "originals are journalled")
+        assert_eventually(
+            lambda: (node.state / "journal.json").exists(), "originals are journalled"
+        )
         node.disk.full = True
         agent.call_brake("signal", "SIGUSR1")
-        eventually(lambda: node.limits() == [300.0, 300.0], "braked")
+        assert_eventually(lambda: node.limits() == [300.0, 300.0], "braked")
         node.crash()
         node.disk.full = False
         node.start()
@@ -174,9 +180,9 @@ def test_a_crash_between_journal_and_write_leaves_the_original_known(
                 node.node.rival_write(uuid, 700.0)
         node.start()
         node.known()
-        eventually(lambda: node.limits() == [400.0, 400.0], "held")
+        assert_eventually(lambda: node.limits() == [400.0, 400.0], "held")
         node.grant(700.0, 700.0, restore=node.uuids)
-        eventually(lambda: node.view(0).wanted_w is None, "given back")
+        assert_eventually(lambda: node.view(0).wanted_w is None, "given back")
         assert node.limits() == [700.0, 700.0]
 
 
@@ -185,13 +191,13 @@ def test_a_ceiling_of_ours_outlives_a_restart_and_is_taken_away_by_a_grant(tmp_p
         node.start()
         node.known()
         node.granted(400.0, 400.0, clock_mhz=1200)
-        eventually(lambda: node.gpu(0).clock_ceiling_mhz == 1200, "set")
+        assert_eventually(lambda: node.gpu(0).clock_ceiling_mhz == 1200, "set")
         node.stop()
         node.start()
         node.known()
         assert node.gpu(0).clock_ceiling_mhz == 1200
         node.granted(410.0, 410.0)
-        eventually(lambda: node.gpu(0).clock_ceiling_mhz is None, "taken away")
+        assert_eventually(lambda: node.gpu(0).clock_ceiling_mhz is None, "taken away")
 
 
 def test_reason_of_a_held_limit_is_found(tmp_path: Path) -> None:
@@ -242,4 +248,4 @@ def test_while_a_call_hangs_the_lock_is_kept_and_no_successor_starts(tmp_path: P
         node.start()
         assert "another agent" in str(node.error)
         answers.set()
-        eventually(lambda: node.limits()[0] == 600.0, "the hung write ends at last")
+        assert_eventually(lambda: node.limits()[0] == 600.0, "the hung write ends at last")
