@@ -144,10 +144,10 @@ class AdmissionDesk:
         """Frontends that are not as wanted."""
         return tuple(f"frontend {v.url}: {v.why}" for v in self.views if v.why is not None)
 
-    def close(self) -> None:
-        """Close all connections; thresholds stay."""
-        for group in self._groups:
-            group.sender.close()
+    @property
+    def senders(self) -> dict[int, ThresholdSender]:
+        """Per deployment: who sends; to be closed at the end."""
+        return {group.frontends.deployment: group.sender for group in self._groups}
 
 
 def _held(result: FrontendResult) -> Admission | None:

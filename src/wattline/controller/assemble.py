@@ -104,15 +104,18 @@ def assemble(
     *,
     advisory: bool,
     replicas: Replicas | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Assembly:
     """Build the controller. `replicas`: of a supervisor; None: all always run.
+
+    `clock`: seconds since 1970 that never run backwards; None: see `anchored_clock`.
 
     InputError for what cannot be used, FencedError while another controller has the grant log.
     """
     site = build_site(settings, path)
     state_dir = Path(settings.state_dir)
     make_state_dir(state_dir)
-    clock = anchored_clock()
+    clock = clock or anchored_clock()
     sources = settings.sources
     gatherer = Gatherer(sources.call_s)
     reports = [open_node(node, sources.call_s) for node in settings.nodes]
@@ -124,6 +127,8 @@ def assemble(
     audit = Audit(state_dir / "audit.jsonl")
     orders = OrderBook(state_dir / "orders.json", site, audit)
     first_tick, state = resumed(settings.recording_folder, site, clock())
+    # Before anything else is opened: it is what another controller keeps us out of.
+    caps = _caps(settings, site, advisory, budget, clock, heard)
     demand = [_demand(settings, index) for index in range(len(settings.deployments))]
     parts = Parts(
         site=site,
@@ -134,7 +139,7 @@ def assemble(
         loads=[_load(settings, site, index, demand) for index in range(len(site.fleet.pools))],
         worker_urls=sources.workers,
         replicas=FixedReplicas(site) if replicas is None else replicas,
-        caps=_caps(settings, site, advisory, budget, clock, heard),
+        caps=caps,
         admission=_admission(settings),
         budget=budget,
         orders=orders,

@@ -152,9 +152,21 @@ class Controller:
             self._counters = replace(self._counters, failed_ticks=self._counters.failed_ticks + 1)
 
     def close(self) -> None:
-        """End the recording and let go of the log."""
-        self.parts.recorder.close()
-        self.parts.caps.close()
+        """End the recording, let go of the log, and close what is connected."""
+        parts = self.parts
+        parts.recorder.close()
+        parts.caps.close()
+        # By the names of the calls, so that one which still hangs is left alone.
+        calls: dict[str, Callable[[], Any]] = {}
+        for index, demand in enumerate(parts.demand):
+            if demand is not None:
+                calls[f"demand-{index}"] = demand.close
+        for index, load in enumerate(parts.loads):
+            if load is not None:
+                calls[f"load-{index}"] = load.close
+        for deployment, sender in parts.admission.senders.items():
+            calls[f"admission-{deployment}"] = sender.close
+        parts.gatherer.gather(calls)
 
     def tick(self) -> TickView:
         """See, decide, record, act, once."""

@@ -21,12 +21,18 @@ class DemandSource(Protocol):
     def read(self, now_s: float) -> DemandReading:
         """Read them now; raises what a driver raises when nothing can be said."""
 
+    def close(self) -> None:
+        """Close all connections."""
+
 
 class LoadSource(Protocol):
     """The workers of one pool."""
 
     def read(self, now_s: float, urls: Sequence[str]) -> PoolLoad:
         """Read the workers with their metrics at `urls`."""
+
+    def close(self) -> None:
+        """Close all connections."""
 
 
 class NodeSource(Protocol):
