@@ -33,7 +33,7 @@ DEADLINE_S = 60.0
 DEFAULT_W = 700.0
 
 
-def eventually(condition: Callable[[], Any], what: str) -> Any:
+def assert_eventually(condition: Callable[[], Any], what: str) -> Any:
     end_s = time.monotonic() + DEADLINE_S
     while True:
         try:
@@ -81,7 +81,9 @@ class Node:
                 env={**os.environ, **self.virtual.env},
                 stderr=log,
             )
-        eventually(lambda: self.incarnation() != before and self.whole(), "a first whole report")
+        assert_eventually(
+            lambda: self.incarnation() != before and self.whole(), "a first whole report"
+        )
         return self.process
 
     def stop(self, number: int = signal.SIGKILL) -> int:
@@ -128,7 +130,7 @@ class Node:
     def granted(self, watts: float) -> None:
         sequence = self.grant(watts)
         self.enforced(watts)
-        eventually(
+        assert_eventually(
             lambda: all(
                 entry.report is not None
                 and entry.report.sequence == sequence
@@ -139,7 +141,9 @@ class Node:
         )
 
     def enforced(self, watts: float) -> None:
-        eventually(lambda: self.limits() == [watts] * len(self.uuids), f"{watts} W everywhere")
+        assert_eventually(
+            lambda: self.limits() == [watts] * len(self.uuids), f"{watts} W everywhere"
+        )
 
 
 @pytest.fixture
@@ -162,16 +166,16 @@ def test_grants_brake_and_release(node: Node) -> None:
     node.brake.write_text("")
     node.enforced(250.0)
     node.brake.unlink()
-    eventually(lambda: node.grant(500.0) and node.limits()[0] == 500.0, "it climbs back")
+    assert_eventually(lambda: node.grant(500.0) and node.limits()[0] == 500.0, "it climbs back")
     node.enforced(500.0)
     assert node.process is not None
     before = node.report().incarnation
     node.process.send_signal(signal.SIGUSR1)
     node.enforced(250.0)
-    eventually(lambda: node.report().incarnation > before, "a new incarnation")
+    assert_eventually(lambda: node.report().incarnation > before, "a new incarnation")
     node.granted(DEFAULT_W)
     node.grant(DEFAULT_W, restore=node.uuids)
-    eventually(lambda: all(e.facts.wanted_w is None for e in node.report().gpus), "released")
+    assert_eventually(lambda: all(e.facts.wanted_w is None for e in node.report().gpus), "released")
     assert node.stop(signal.SIGTERM) == 0
     assert node.limits() == [DEFAULT_W] * 8
 
@@ -200,7 +204,7 @@ def test_restarts_hold_and_originals_survive_any_kill(node: Node) -> None:
             assert entry.facts.original_w == DEFAULT_W
     node.granted(DEFAULT_W)
     node.grant(DEFAULT_W, restore=node.uuids)
-    eventually(lambda: all(e.facts.wanted_w is None for e in node.report().gpus), "released")
+    assert_eventually(lambda: all(e.facts.wanted_w is None for e in node.report().gpus), "released")
     assert node.limits() == [DEFAULT_W] * 8
 
 
@@ -211,7 +215,7 @@ def test_a_full_disk_stops_raises_and_lets_lowerings_and_brakes_through(node: No
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
     incarnation = node.report().incarnation
     node.grant(600.0, incarnation=incarnation)
-    answer = eventually(lambda: journal_of(node), "the agent says that its journal is stuck")
+    answer = assert_eventually(lambda: journal_of(node), "the agent says that its journal is stuck")
     assert "no raises" in answer
     assert node.limits() == [400.0] * 8
     node.grant(300.0, incarnation=incarnation)
@@ -219,7 +223,7 @@ def test_a_full_disk_stops_raises_and_lets_lowerings_and_brakes_through(node: No
     process.send_signal(signal.SIGUSR1)
     node.enforced(250.0)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
-    eventually(lambda: node.report().incarnation > incarnation, "reports again")
+    assert_eventually(lambda: node.report().incarnation > incarnation, "reports again")
     node.granted(600.0)
 
 
@@ -254,16 +258,16 @@ def test_rivals_reloads_and_torn_files_end_where_they_were(node: Node) -> None:
     node.gpus.rival(node.uuids[3], 650.0)
     node.enforced(400.0)
     node.gpus.reload(absent_s=0.3)
-    eventually(lambda: max(node.limits()) == DEFAULT_W, "the reload")
+    assert_eventually(lambda: max(node.limits()) == DEFAULT_W, "the reload")
     node.enforced(400.0)
     (node.grants / "n1.json").write_bytes(b'{"protocol": 1, "node": "n1", "epo')
     node.gpus.renumber(list(reversed(node.uuids)))
     node.granted(420.0)
     node.gpus.lose(node.uuids[2])
-    eventually(lambda: faults(node).get(node.uuids[2]), "the loss is told")
+    assert_eventually(lambda: faults(node).get(node.uuids[2]), "the loss is told")
     node.grant(380.0)
     rest = [uuid for uuid in node.uuids if uuid != node.uuids[2]]
-    eventually(
+    assert_eventually(
         lambda: {node.gpus.enforced_mw(uuid) for uuid in rest} == {380_000}, "the others obey"
     )
     node.gpus.recover(node.uuids[2])
@@ -280,7 +284,9 @@ def test_a_hung_gpu_keeps_the_lock_and_delays_no_other(node: Node) -> None:
     node.gpus.fail(node.uuids[0], Group.LIMIT_WRITE, NvmlCode.SUCCESS, delay_s=4.0)
     node.grant(300.0)
     rest = node.uuids[1:]
-    eventually(lambda: {node.gpus.enforced_mw(u) for u in rest} == {300_000}, "the others obey")
+    assert_eventually(
+        lambda: {node.gpus.enforced_mw(u) for u in rest} == {300_000}, "the others obey"
+    )
     assert node.gpus.enforced_mw(node.uuids[0]) == 400_000
     node.enforced(300.0)
 
@@ -308,19 +314,25 @@ def test_pods_of_the_kubelet_get_their_limits_and_originals_come_back(node: Node
     node.start(**options)
     virtual.add_pod("worker", [0, 1], limit="480")
     virtual.add_pod("bystander", [2])
-    eventually(lambda: node.limits()[:3] == [480.0, 480.0, DEFAULT_W], "the worker's limit")
+    assert_eventually(lambda: node.limits()[:3] == [480.0, 480.0, DEFAULT_W], "the worker's limit")
     virtual.add_pod("second", [1], limit="300")
-    eventually(lambda: node.limits()[1] == 500.0, "the safe default on the shared GPU")
+    assert_eventually(lambda: node.limits()[1] == 500.0, "the safe default on the shared GPU")
     node.stop()
     virtual.remove_pod("worker")
     node.start(**options)
-    eventually(lambda: node.limits()[:2] == [DEFAULT_W, 300.0], "an orphan, and one taken up")
+    assert_eventually(
+        lambda: node.limits()[:2] == [DEFAULT_W, 300.0], "an orphan, and one taken up"
+    )
     kubelet.stop()
     virtual.remove_pod("second")
-    eventually(lambda: reasons(node)[node.uuids[1]] == "frozen", "frozen without the kubelet")
+    assert_eventually(
+        lambda: reasons(node)[node.uuids[1]] == "frozen", "frozen without the kubelet"
+    )
     assert node.limits()[1] == 300.0
     virtual.start_kubelet()
-    eventually(lambda: reasons(node)[node.uuids[1]] == "kept", "kept for a worker that comes back")
+    assert_eventually(
+        lambda: reasons(node)[node.uuids[1]] == "kept", "kept for a worker that comes back"
+    )
     assert node.stop(signal.SIGTERM) == 0
     assert node.limits() == [DEFAULT_W] * 8
 

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_fixtures import Bench, bench, assert_eventually
+from agent_fixtures import Bench, assert_eventually, bench
 
 from wattline.agent.snapshot import Mode, Reason
 from wattline.drivers.gpu.device import GpuFault

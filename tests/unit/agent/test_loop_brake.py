@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agent_fixtures import Bench, bench, assert_eventually
+from agent_fixtures import Bench, assert_eventually, bench
 
 from wattline.agent.commands import Brake, Hold, Pin, Restore, Resume
 from wattline.agent.snapshot import Mode, Reason

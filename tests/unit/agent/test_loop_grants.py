@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from agent_fixtures import H100, bench, assert_eventually
+from agent_fixtures import H100, assert_eventually, bench
 
 from wattline.agent.snapshot import Reason
 from wattline.drivers.gpu.device import GpuFault
@@ -62,8 +62,8 @@ def test_an_unknown_gpu_is_named_and_the_others_obey(tmp_path: Path) -> None:
         node.start()
         node.known()
         sequence = node.grant(400.0, 400.0, uuids=[node.uuids[0], "GPU-elsewhere"])
-        assert_eventually(lambda: node.view(0).sequence == sequence, "the known GPU obeys")
-        assert node.limits() == [400.0, 700.0]
+        assert_eventually(lambda: node.limits() == [400.0, 700.0], "the known GPU obeys")
+        assert_eventually(lambda: node.view(0).sequence == sequence, "and says so")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"protocol": 1', b"\xff" * 100, b"[]"])

@@ -3,7 +3,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from agent_fixtures import DEADLINE_S, bench, assert_eventually
+from agent_fixtures import DEADLINE_S, assert_eventually, bench
 
 from wattline.agent.snapshot import Reason
 
