@@ -186,28 +186,29 @@ class WorkerLoop:
         prefill_only = self.spec.role is Role.PREFILL
         output = 1 if prefill_only else self._output_tokens(request)
         job = self._submit(request, tokens, output, changed)
-        told = 0
-        while not job.finished:
-            await moved.wait()
-            moved.clear()
-            if prefill_only:
-                continue
-            made = job.made
-            if made > told:
-                item: dict[str, Any] = {"token_ids": _made_up(tokens, told, made)}
-                if job.finished:
-                    item["finish_reason"] = "length"
-                told = made
-                yield item
         if prefill_only:
+            while not job.finished:
+                await moved.wait()
+                moved.clear()
             yield {
                 "token_ids": _made_up(tokens, 0, 1),
-                "disaggregated_params": {
-                    "kv_transfer_params": {_TRANSFER: len(self.spec.gpus)},
-                },
+                "disaggregated_params": {"kv_transfer_params": {_TRANSFER: len(self.spec.gpus)}},
                 # With "stop" the frontend would end the request here.
                 "finish_reason": "length",
             }
+            return
+        told = 0
+        while told < output:
+            made = job.made
+            if made == told:
+                await moved.wait()
+                moved.clear()
+                continue
+            item: dict[str, Any] = {"token_ids": _made_up(tokens, told, made)}
+            if made == output:
+                item["finish_reason"] = "length"
+            told = made  # while the item is taken, the engine goes on
+            yield item
 
     def _submit(
         self,

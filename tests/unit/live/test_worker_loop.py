@@ -89,6 +89,22 @@ def test_an_answer_has_every_token_once_and_says_how_it_ended() -> None:
     asyncio.run(run())
 
 
+def test_a_slow_reader_gets_the_rest_in_larger_items() -> None:
+    async def run() -> None:
+        async with Running(ListGpus(), Role.AGGREGATED, None) as loop:
+            for pause_s in (0.005, 0.02, 0.2):
+                items = []
+                request = {"token_ids": [1, 2, 3], "stop_conditions": {"max_tokens": 30}}
+                async for item in loop.answer(request):
+                    items.append(item)
+                    await asyncio.sleep(pause_s)
+                assert sum(len(item["token_ids"]) for item in items) == 30
+                assert items[-1]["finish_reason"] == "length"
+            assert len(items) < 30
+
+    asyncio.run(run())
+
+
 def test_a_request_without_a_length_gets_the_default() -> None:
     async def run() -> None:
         async with Running(ListGpus(), Role.AGGREGATED, None, default_max_tokens=3) as loop:
