@@ -140,7 +140,8 @@ def carry_out(
         admission=not held,
         reasons=tuple(
             OrderReason(index, f"operator_{order.kind}", f"{name}: {_sentence(order)}.")
-            for order in orders
+            # A hold comes last: it is what stands where several concern a pool.
+            for order in sorted(orders, key=lambda order: order.kind is OrderKind.HOLD)
             for index, name in enumerate(pools)
             if _concerns(order, index, name, snapshot.gpus)
         ),

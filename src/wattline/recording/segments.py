@@ -48,21 +48,37 @@ def segment_lines(path: Path, note: Callable[[str], None]) -> Iterator[tuple[int
     try:
         with path.open("rb") as file:
             while not decoder.eof and (chunk := file.read(_CHUNK)):
-                rest += decoder.decompress(chunk)
+                text, why = _decoded(decoder, chunk)
+                rest += text
                 *lines, rest = rest.split(b"\n")
                 for line in lines:
                     number += 1
                     yield number, line + b"\n"
+                if why is not None:
+                    note(f"{path.name}: cannot be read after line {number}: {why}")
+                    return
     except FileNotFoundError:
         note(f"{path.name}: was deleted meanwhile")
-        return
-    except zlib.error as error:
-        note(f"{path.name}: cannot be read after line {number}: {error}")
         return
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), "make it readable") from error
     if not decoder.eof or rest:
         note(f"{path.name}: is not closed; it was read up to line {number}")
+
+
+def _decoded(decoder: zlib._Decompress, chunk: bytes) -> tuple[bytes, str | None]:
+    """What the chunk holds up to the first byte that cannot be read, and why that cannot."""
+    before = decoder.copy()
+    try:
+        return decoder.decompress(chunk), None
+    except zlib.error:
+        parts = []
+        for index in range(len(chunk)):
+            try:
+                parts.append(before.decompress(chunk[index : index + 1]))
+            except zlib.error as error:
+                return b"".join(parts), str(error)
+        raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +155,9 @@ class FlightRecorder:
             self._lost += 1
             return False
         try:
-            if self._file is not None and self._size >= self._segment_bytes:
+            # A state that begins anew in the middle would be read as one that goes on.
+            begins = snapshot.state is None and self._previous is not None
+            if self._file is not None and (begins or self._size >= self._segment_bytes):
                 self._finish()
             if self._file is None:
                 self._open()
