@@ -36,6 +36,7 @@ def take_picture(actuator: Actuator, scene: Scene) -> AgentSnapshot:
     for entry, view in zip(ordered, views, strict=True):
         said = _report(actuator, entry)
         reports.append(GpuReport(gpu=entry.uuid, report=said, facts=_facts(view)))
+    braked = any(actuator.is_braked(entry) for entry in ordered if entry.known)
     document = NodeReport(
         node=settings.node,
         version=scene.version,
@@ -43,7 +44,8 @@ def take_picture(actuator: Actuator, scene: Scene) -> AgentSnapshot:
         report_sequence=node.report_sequence,
         mode=settings.mode.value,
         budget_version=node.budget_version,
-        braked=actuator.braked,
+        braked=braked,
+        operator_hold=actuator.operator_hold,
         journal=journal_words(actuator),
         sources=scene.sources,
         gpus=tuple(reports),
@@ -58,7 +60,7 @@ def take_picture(actuator: Actuator, scene: Scene) -> AgentSnapshot:
         gpus=views,
         epoch=node.epoch if settings.mode is Mode.GRANTS and node.epoch else None,
         budget_version=node.budget_version,
-        braked=any(actuator.is_braked(entry) for entry in ordered if entry.known),
+        braked=braked,
         operator_hold=actuator.operator_hold,
         owner_method=scene.owner_method,
         journal=journal_words(actuator),
@@ -168,6 +170,7 @@ def _facts(view: GpuView) -> GpuFacts:
         requested_w=view.requested_w,
         wanted_w=view.wanted_w,
         granted_w=view.granted_w,
+        pinned_w=view.pinned_w,
         rival_w=view.rival_w,
         draw_w=view.draw_w,
         energy_j=view.energy_j,

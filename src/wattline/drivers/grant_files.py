@@ -68,6 +68,7 @@ class GpuFacts:
     requested_w: float | None = None
     wanted_w: float | None = None
     granted_w: float | None = None
+    pinned_w: float | None = None
     rival_w: float | None = None
     draw_w: float | None = None
     energy_j: float | None = None
@@ -93,7 +94,7 @@ class GpuReport:
 class NodeReport:
     """What a node says to its coordinator.
 
-    sources: seconds since each input of the node was last good, None: never.
+    operator_hold: who holds the node and why, so that no raise is obeyed; None: nobody. sources: seconds since each input of the node was last good, None: never.
     """
 
     node: str
@@ -103,6 +104,7 @@ class NodeReport:
     mode: str
     budget_version: int | None = None
     braked: bool = False
+    operator_hold: str | None = None
     journal: str = "ok"
     sources: Mapping[str, float | None] = field(default_factory=dict)
     gpus: tuple[GpuReport, ...] = ()
@@ -214,6 +216,7 @@ def decode_report(content: bytes, *, node: str, where: str) -> NodeReport:
         mode=document.text("mode"),
         budget_version=document.count_or_none("budget_version"),
         braked=document.flag_or_none("braked") or False,
+        operator_hold=document.text_or_none("operator_hold"),
         journal=document.text("journal"),
         sources=document.numbers_or_none("sources", _LONGEST_STANDING_S),
         gpus=tuple(gpus),
@@ -228,6 +231,7 @@ _REPORT_HEAD = (
     "mode",
     "budget_version",
     "braked",
+    "operator_hold",
     "journal",
 )
 
@@ -308,6 +312,7 @@ def _decode_facts(known: Fields) -> GpuFacts:
         requested_w=known.watts_or_none("requested_w"),
         wanted_w=known.watts_or_none("wanted_w"),
         granted_w=known.watts_or_none("granted_w"),
+        pinned_w=known.watts_or_none("pinned_w"),
         rival_w=known.watts_or_none("rival_w"),
         draw_w=known.watts_or_none("draw_w"),
         energy_j=known.number_or_none("energy_j", _LARGEST_J),

@@ -237,7 +237,7 @@ def test_a_report_is_read_as_it_was_written() -> None:
     )
     facts = GpuFacts(
         index=0, product="H100", reason="granted", min_w=200.0, max_w=700.0, default_w=700.0,
-        granted_w=400.0, read_age_s=0.25, energy_j=1e9, persistence=True, mig=False,
+        granted_w=400.0, pinned_w=300.0, read_age_s=0.25, energy_j=1e9, persistence=True, mig=False,
         throttle_reasons=("sw_power_cap",), owners=("a/b",),
     )  # fmt: skip
     report = NodeReport(
@@ -247,6 +247,7 @@ def test_a_report_is_read_as_it_was_written() -> None:
         report_sequence=44,
         mode="grants",
         budget_version=17,
+        operator_hold="ada: fan",
         sources={"grants": 0.5, "owners": None},
         gpus=(
             GpuReport(gpu="GPU-a", report=said, facts=facts),

@@ -28,6 +28,7 @@ def test_the_file_brakes_until_it_is_gone_and_new_grants_climb_back(tmp_path: Pa
         )
         assert node.picture().incarnation > before
         assert node.report().budget_version == 18
+        assert node.report().braked
         sequence = node.grant(500.0, 500.0)
         assert_eventually(lambda: node.view(0).sequence == sequence, "heard")
         assert node.limits() == [250.0, 250.0]
@@ -167,6 +168,7 @@ def test_a_pin_stays_below_what_is_held_and_survives_a_restart(tmp_path: Path) -
         assert agent.submit(Pin(by="ada", why="test", gpu="0", watts=300.0)).done
         assert_eventually(lambda: node.limits() == [300.0, 400.0], "pinned")
         assert_eventually(lambda: node.view(0).reason is Reason.PINNED, "shown")
+        assert node.report().gpus[0].facts.pinned_w == 300.0
         node.grant(500.0, 500.0)
         assert_eventually(lambda: node.limits() == [300.0, 500.0], "the pin stands against a raise")
         node.stop()
