@@ -44,7 +44,7 @@ class Holdings(Generic[Gpu]):
         state = self._gpus[gpu]
         if state.restored:
             return Why.RESTORED
-        if state.pin_mw is not None and state.pin_mw < state.held_mw:
+        if state.pin_mw is not None and state.pin_mw <= state.held_mw:
             return Why.PINNED
         if state.braked:
             return Why.BRAKED

@@ -283,9 +283,11 @@ def test_a_pin_stays_within_what_is_held() -> None:
     assert not node.pin(0, 199.0)
     assert node.pin(0, 400.0)
     assert (node.wanted_w(0), node.held_w(0), node.why(0)) == (400.0, 600.0, Why.PINNED)
-    obey(node, grant(300.0, 2))
-    assert node.wanted_w(0) == 300.0
-    obey(node, grant(700.0, 3))
+    obey(node, grant(400.0, 2))
+    assert node.why(0) is Why.PINNED
+    obey(node, grant(300.0, 3))
+    assert (node.wanted_w(0), node.why(0)) == (300.0, Why.GRANTED)
+    obey(node, grant(700.0, 4))
     assert node.wanted_w(0) == 400.0
     node.resume(0)
     assert node.wanted_w(0) == 700.0
