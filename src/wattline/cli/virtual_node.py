@@ -194,6 +194,8 @@ def lose(folder: Path, gpu: str, xid: int) -> None:
 @click.option("--floor", type=click.FloatRange(min=1), help="Enforced at least so many watts.")
 def clamp(folder: Path, gpu: str, ceiling: float | None, floor: float | None) -> None:
     """Hold the enforced limit out of band, as a baseboard controller does, until `clear`."""
+    if ceiling is None and floor is None:
+        raise InputError("clamp", None, "give --ceiling, --floor or both")
     with _node(folder) as node:
         for uuid in _named(node.gpus, gpu):
             node.gpus.hold_below(uuid, ceiling)
