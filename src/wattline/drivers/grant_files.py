@@ -94,7 +94,8 @@ class GpuReport:
 class NodeReport:
     """What a node says to its coordinator.
 
-    operator_hold: who holds the node and why, so that no raise is obeyed; None: nobody. sources: seconds since each input of the node was last good, None: never.
+    operator_hold: who holds the node and why, so that no raise is obeyed; None: nobody. sources:
+    seconds since each input of the node was last good, None: never.
     """
 
     node: str
