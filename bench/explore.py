@@ -65,7 +65,7 @@ def row(run: Run, seconds: float) -> dict[str, Any]:
         "replans": bounds.replans,
         "in_flight": bounds.in_flight,
         "faults": {fault.value: times for fault, times in bounds.faults.items()},
-        "most_faults": bounds.most_faults if bounds.faults else 0,
+        "most_faults": min(bounds.most_faults, sum(bounds.faults.values())),
         "states": found.states,
         "transitions": found.transitions,
         "depth": found.depth,

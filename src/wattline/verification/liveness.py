@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from wattline.verification.bounds import MIN_W
 from wattline.verification.desks import DeskStep
+from wattline.verification.fleet import NOBODY, SHARED, Fleet, at
 from wattline.verification.hardware import Hardware
 from wattline.verification.machines import GpuKey
 from wattline.verification.site import DEAD, Letter
-from wattline.verification.world import NOBODY, SHARED, Fleet, World, at
+from wattline.verification.world import World
 
 MOST_EXCHANGES = 12
 

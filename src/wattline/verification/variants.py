@@ -255,7 +255,7 @@ def variants() -> tuple[Variant, ...]:
             "accept an old epoch",
             Rule.EPOCH_FENCES,
             partial(_node, _AcceptsOldEpochs),
-            _within("v", Fault.HANDOVER, in_flight=2, **_ALONE),
+            _within("v", Fault.HANDOVER, in_flight=2, settle_ticks=0, **_ALONE),
         ),
         (
             "obey what comes last",

@@ -11,22 +11,17 @@ docs/concepts/exploration.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import permutations, product
-from typing import NamedTuple
+from itertools import product
 
-from wattline.grants.book import Book
-from wattline.grants.messages import Report
 from wattline.grants.records import next_epoch
 from wattline.verification.bounds import CUT_BUDGET, GUARD_W, Bounds, Fault
 from wattline.verification.desks import Desks, DeskStep
-from wattline.verification.machines import GpuKey, union
+from wattline.verification.fleet import NOBODY, SHARED, Fleet, at
+from wattline.verification.machines import GpuKey
+from wattline.verification.naming import Namer
 from wattline.verification.site import DEAD, report_words, watts_word
 from wattline.verification.sites import Sites
 
-NOBODY = -2
-"""No coordinator, or one that never does anything again."""
-SHARED = -1
-"""The second coordinator uses the log of the first."""
 RAISING = frozenset(
     {
         Fault.NODE_REBOOT,
@@ -44,25 +39,6 @@ COORDINATOR_STARTS = (
     Fault.HANDOVER,
     Fault.HANDOVER_NO_LOG,
 )
-
-
-class Fleet(NamedTuple):
-    """One state. first, second: coordinators; the second, if there is one, is in charge.
-
-    plan: number of the plan pursued; cut: the budget is cut; top_epoch: the newest ever opened.
-    used: how often each fault of the bounds has happened.
-    """
-
-    first: int
-    second: int
-    first_log: int
-    second_log: int
-    plan: int
-    replans: int
-    cut: bool
-    top_epoch: int
-    used: tuple[int, ...]
-    sites: tuple[int, ...]
 
 
 Steps = Iterator[tuple[str, Fleet, str | None]]
@@ -91,10 +67,8 @@ class World:
         self.also: Callable[[Fleet], str | None] = _nothing
         self._first: Fleet | None = None
         self._faults = tuple(bounds.faults)
-        self._orders = _symmetries(bounds)
+        self._namer = Namer(bounds, self.sites, self.desks)
         self._desk_steps: dict[tuple[int, int, int], tuple[tuple[str, DeskStep], ...]] = {}
-        self._renamed: dict[tuple[int, int, int, int, bool], tuple[int, int, int]] = {}
-        self._swapped: dict[tuple[object, ...], int] = {}
 
     # The first state
 
@@ -358,90 +332,16 @@ class World:
         per_node = self.bounds.gpus_per_node
         return self.bounds.plans[plan][gpu.node * per_node + gpu.gpu % per_node]
 
-    # One state for all that differ in names only
-
     def canonical(self, fleet: Fleet) -> Fleet:
-        """Numbers in order of their use, nodes in order of their states."""
+        """State that stands for `fleet` and all that differ from it in names only."""
         prune = not self._keep_dead and not self._more_coordinators(fleet)
-        for node in range(len(fleet.sites)):
-            fleet = self._renumbered(fleet, node, prune)
-        sites = fleet.sites
-        if len(sites) < 2 or len(self._orders) < 2:
-            return fleet
-        best = fleet
-        for order, plans in self._orders[1:]:
-            if tuple([sites[node] for node in order]) <= sites:
-                best = min(best, self._reordered(fleet, order, plans), key=_by_sites)
-        return best
+        return self._namer.canonical(fleet, prune)
 
     def _more_coordinators(self, fleet: Fleet) -> bool:
         """True when a coordinator may yet start, to whom every report is new."""
         if DEAD in (fleet.first, fleet.second):
             return True
         return any(self.may(fleet, fault) for fault in COORDINATOR_STARTS)
-
-    def _renumbered(self, fleet: Fleet, node: int, prune: bool) -> Fleet:
-        number = fleet.sites[node]
-        key = (fleet.first, fleet.second, node, number, prune)
-        known = self._renamed.get(key)
-        if known is None:
-            known = self._renamed[key] = self._renumber(*key)
-        first, second, renamed = known
-        if renamed == number and first == fleet.first and second == fleet.second:
-            return fleet
-        return at(fleet._replace(first=first, second=second), node, renamed)
-
-    def _renumber(
-        self, first: int, second: int, node: int, number: int, prune: bool
-    ) -> tuple[int, int, int]:
-        desks = [desk for desk in (first, second) if desk >= 0]
-        if prune:
-            number = self._without_letters(desks, node, number)
-        mine = self.sites.names(number)
-        heard = set(mine.incarnations)
-        names = union([mine, *[self.desks.names(desk, node, heard) for desk in desks]])
-        to = names.maps()
-        renamed = {desk: self.desks.renamed(desk, node, to) for desk in desks}
-        return (
-            renamed.get(first, first),
-            renamed.get(second, second),
-            self.sites.renamed(number, to),
-        )
-
-    def _without_letters(self, desks: list[int], node: int, number: int) -> int:
-        """Drop reports that are old to every coordinator there can be."""
-        ledgers = [self.desks.machine(desk).ledger for desk in desks]
-
-        def dead(report: Report[int]) -> bool:
-            key = GpuKey(node, report.gpu)
-            return all(
-                key in ledger.gpus and _is_old(ledger.book(key), report) for ledger in ledgers
-            )
-
-        return self.sites.without_letters(number, dead)
-
-    def _reordered(self, fleet: Fleet, order: tuple[int, ...], plans: tuple[int, ...]) -> Fleet:
-        return fleet._replace(
-            first=self._desk_reordered(fleet.first, order),
-            second=self._desk_reordered(fleet.second, order),
-            first_log=self.desks.log_swapped(fleet.first_log, order),
-            second_log=(
-                SHARED
-                if fleet.second_log == SHARED
-                else self.desks.log_swapped(fleet.second_log, order)
-            ),
-            plan=plans[fleet.plan],
-            sites=tuple([fleet.sites[node] for node in order]),
-        )
-
-    def _desk_reordered(self, desk: int, order: tuple[int, ...]) -> int:
-        if desk < 0:
-            return desk
-        key = (desk, order)
-        known = self._swapped.get(key)
-        if known is None:
-            known = self._swapped[key] = self.desks.swapped(desk, order)
-        return known
 
     # For humans
 
@@ -462,20 +362,6 @@ class World:
         return ", ".join([*words, f"free {free} W"])
 
 
-def at(fleet: Fleet, node: int, site: int) -> Fleet:
-    """`fleet` with another state of one node."""
-    sites = fleet.sites
-    if sites[node] == site:
-        return fleet
-    return fleet._replace(sites=(*sites[:node], site, *sites[node + 1 :]))
-
-
-def _is_old(book: Book[GpuKey], report: Report[int]) -> bool:
-    if report.incarnation == book.incarnation:
-        return report.report_sequence <= book.report_sequence
-    return report.incarnation in book.ended
-
-
 def _itself(fleet: Fleet) -> Fleet:
     return fleet
 
@@ -486,21 +372,3 @@ def _nothing(_: Fleet) -> str | None:
 
 def _gpu_word(gpu: GpuKey) -> str:
     return f"n{gpu.node} g{gpu.gpu}"
-
-
-def _by_sites(fleet: Fleet) -> tuple[object, ...]:
-    return fleet.sites, fleet
-
-
-def _symmetries(bounds: Bounds) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Orders of the nodes under which the plans are the same, with the new number of each plan."""
-    found = []
-    size = bounds.gpus_per_node
-    for order in permutations(range(bounds.nodes)):
-        plans = [
-            tuple([watts for node in order for watts in plan[node * size : (node + 1) * size]])
-            for plan in bounds.plans
-        ]
-        if all(plan in bounds.plans for plan in plans):
-            found.append((order, tuple([bounds.plans.index(plan) for plan in plans])))
-    return found
