@@ -17,6 +17,7 @@ from wattline.controller.gather import Gatherer
 from wattline.controller.loop import Controller, Parts
 from wattline.controller.nodes import NodeWatch, open_node
 from wattline.controller.operator import Audit, OrderBook
+from wattline.controller.plugin_plan import PluginFiles
 from wattline.controller.replicas import FixedReplicas
 from wattline.controller.settings import (
     ControllerSettings,
@@ -141,6 +142,9 @@ def assemble(
         replicas=FixedReplicas(site) if replicas is None else replicas,
         caps=caps,
         admission=_admission(settings),
+        plugin=PluginFiles(
+            {name: Path(path) for name, path in settings.actuation.plugin_state.items()}
+        ),
         budget=budget,
         orders=orders,
         recorder=open_recorder(settings, site, path),

@@ -23,6 +23,7 @@ from wattline.controller.gather import Failure, Gatherer
 from wattline.controller.nodes import NodeWatch
 from wattline.controller.observe import Seen, snapshot_of
 from wattline.controller.operator import OrderBook
+from wattline.controller.plugin_plan import PluginFiles
 from wattline.controller.replicas import ReplicaNumbers, carry_out_replicas
 from wattline.controller.site import Site
 from wattline.controller.sources import (
@@ -67,6 +68,7 @@ class Parts:
     replicas: Replicas
     caps: Caps
     admission: AdmissionDesk
+    plugin: PluginFiles
     budget: BudgetDesk
     orders: OrderBook
     recorder: FlightRecorder
@@ -348,6 +350,7 @@ class Controller:
             drains=self._counters.drains + len(done) - starts,
             replica_failures=self._counters.replica_failures + len(wrong),
         )
+        parts.plugin.write(snapshot, decision, parts.site)
         parts.admission.update(
             decision.admission, now_s, parts.gatherer, may_send=carried.admission
         )
@@ -379,6 +382,7 @@ class Controller:
             *(node.why for node in nodes if node.why is not None),
             *caps.problems,
             *parts.admission.problems,
+            *parts.plugin.problems,
             *self._replica_problems,
             *([] if self._decision_why is None else [self._decision_why]),
             *([] if recorder.why is None else [f"recording: {recorder.why}"]),

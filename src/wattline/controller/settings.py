@@ -142,6 +142,8 @@ class ActuationSpec(StrictModel):
     """Where a brake takes a GPU; left out: its lowest limit."""
     workers: dict[Name, WorkerCommand] = Field(default={})
     """Per pool: the supervisor's command."""
+    plugin_state: dict[Name, PathText] = Field(default={})
+    """Per deployment: file that `wattline dynamo-plugin` reads; its pools have one role each."""
 
 
 class RecorderSpec(StrictModel):
@@ -258,6 +260,10 @@ class ControllerSettings(StrictModel):
         _among("decision.expected", self.decision.expected, deployments)
         _among("sources.workers", self.sources.workers, pools)
         _among("actuation.workers", self.actuation.workers, pools)
+        _among("actuation.plugin_state", self.actuation.plugin_state, deployments)
+        for deployment in self.deployments:
+            if deployment.name in self.actuation.plugin_state:
+                _once(f"{deployment.name}: role", [pool.role for pool in deployment.pools])
         for node in self.nodes:
             _among(f"node {node.name}, gpus", node.gpus, pools)
         for pool in self.pools:
