@@ -15,6 +15,10 @@ from wattline.virtual import coordinator
 class TrustingLedger(Ledger[str]):
     """Books as the real one does, and never finds that watts are missing."""
 
+    def fits(self, gpu: str, watts: float) -> bool:
+        """Anything does."""
+        return True
+
     @property
     def _free_mw(self) -> int:
         return 10**9
