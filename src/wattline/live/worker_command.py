@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from wattline.core.errors import InputError
@@ -34,13 +35,6 @@ def worker_pool(environment: Environment, spec: WorkerSpec, discovery: Path) -> 
     its own limit, and one that is not registered well after its start-up time. GPUs of a worker
     that died are set to idle, as hardware does by itself.
     """
-    state_file = Path(spec.gpus_file)
-
-    def after_death(uuids: tuple[str, ...]) -> None:
-        with VirtualGpus(state_file) as gpus:
-            for uuid in set(uuids) & set(gpus.uuids()):
-                gpus.set_load(uuid, 0.0)
-
     argv, env = worker_command(environment, spec, discovery)
     return WorkerPool(
         name=spec.name,
@@ -48,8 +42,19 @@ def worker_pool(environment: Environment, spec: WorkerSpec, discovery: Path) -> 
         env={**env, "DYN_SYSTEM_PORT": "{system_port}"},
         start_limit_s=spec.startup_s + _MARGIN_S,
         drain_limit_s=spec.quiet_s + spec.drain_s + _MARGIN_S,
-        after_death=after_death,
+        after_death=idle_gpus(Path(spec.gpus_file)),
     )
+
+
+def idle_gpus(state_file: Path) -> Callable[[tuple[str, ...]], None]:
+    """Sets GPUs of a virtual node to idle: a worker that was killed could not do it itself."""
+
+    def after_death(uuids: tuple[str, ...]) -> None:
+        with VirtualGpus(state_file) as gpus:
+            for uuid in set(uuids) & set(gpus.uuids()):
+                gpus.set_load(uuid, 0.0)
+
+    return after_death
 
 
 def on_node(node: Path, gpus: str) -> tuple[Path, tuple[str, ...]]:
