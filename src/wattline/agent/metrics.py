@@ -141,7 +141,7 @@ def _node(snapshot: AgentSnapshot, now_s: float) -> Iterator[Sample]:
 def _gpu(gpu: GpuView, snapshot_age_s: float) -> Iterator[Sample]:
     yield "wattline_agent_gpu_info", (gpu.uuid, str(gpu.index), gpu.product), 1.0
     applied_w = gpu.enforced_w if gpu.requested_w is None else gpu.requested_w
-    if gpu.original_w is not None and gpu.wanted_w is not None and applied_w is not None:
+    if gpu.wanted_w is not None and applied_w is not None:
         yield APPLIED_LIMIT, (str(gpu.index),), applied_w
     own = (gpu.uuid,)
     for which, attribute in _LIMITS.items():

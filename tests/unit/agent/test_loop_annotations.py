@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 from agent_fixtures import Bench, assert_eventually, bench
 
+from wattline.agent.loop import lease_clock
+from wattline.agent.metrics import exposition
 from wattline.agent.snapshot import Mode, Reason
 from wattline.drivers.gpu.device import GpuFault
 
-VECTORS = json.loads(
-    (Path(__file__).parents[2] / "vectors" / "power_agent_give_back.json").read_text()
-)
+FOLDER = Path(__file__).parents[2] / "vectors"
+VECTORS = json.loads((FOLDER / "power_agent_give_back.json").read_text())
+APPLY = json.loads((FOLDER / "power_agent_apply.json").read_text())["cases"]
 ANNOTATED: dict[str, Any] = {"mode": Mode.ANNOTATIONS, "grants": None, "safe_default_w": 500.0}
 
 
@@ -25,6 +27,24 @@ def settled(node: Bench) -> None:
 
 def writes(node: Bench) -> list[list[float]]:
     return [node.node.gpu(uuid).writes for uuid in node.uuids]
+
+
+@pytest.mark.parametrize("case", APPLY, ids=lambda case: case["name"])
+def test_a_limit_is_written_and_shown(tmp_path: Path, case: dict[str, Any]) -> None:
+    with bench(tmp_path, gpus=3, settings=ANNOTATED) as node:
+        index = case["index"]
+        node.listings.put("w", case["limit"], node.uuids[index])
+        if case.get("write_fails"):
+            node.node.fail(node.uuids[index], GpuFault.UNKNOWN, "write_limit")
+        node.start()
+        settled(node)
+        assert writes(node) == [case["writes_w"] if each == index else [] for each in range(3)]
+        gauge = f'dynamo_power_agent_applied_limit_watts{{gpu="{index}"}} {case["limit_w"]:.1f}'
+        page = exposition(node.picture, lease_clock)().decode().splitlines()
+        assert [line for line in page if line.startswith("dynamo_power_agent_applied")] == [gauge]
+        failures = node.picture().counters.get("dynamo_power_agent_apply_failures_total", 0)
+        assert failures >= case["failures"]
+        assert bool(failures) is bool(case["failures"])
 
 
 @pytest.mark.parametrize("case", VECTORS["shutdown"], ids=lambda case: case["name"])
