@@ -380,6 +380,11 @@ class Controller:
         )
         problems = [
             *(node.why for node in nodes if node.why is not None),
+            *(
+                f"node {node.name}: its agent runs in mode {node.mode}: it takes no grants"
+                for node in nodes
+                if node.mode not in (None, "grants") and caps.epoch is not None
+            ),
             *caps.problems,
             *parts.admission.problems,
             *parts.plugin.problems,

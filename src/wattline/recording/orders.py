@@ -26,6 +26,7 @@ from wattline.core.snapshot import GpuTable, Phase, Snapshot
 SCHEMA = "wattline.orders/1"
 LINE_START = b'{"schema":"wattline.orders/'
 _SAME_W = 0.0005
+_LONGEST_TICK_S = 5.0  # as in a decision: a pause saves up no allowance to rise
 
 
 class OrderKind(StrEnum):
@@ -126,6 +127,7 @@ def carry_out(
         )
     }
     kept = _caps(snapshot.gpus, steps, held=held, cordoned=cordoned, caps_w=caps_w, over=over)
+    kept = _slowed(snapshot, kept, steps)
     return Carried(
         schema=SCHEMA,
         tick=snapshot.tick,
@@ -178,6 +180,32 @@ def _caps(
             continue
         kept[gpu] = (cap_w, clock)
     return kept
+
+
+def _slowed(
+    snapshot: Snapshot,
+    kept: dict[int, tuple[float, float]],
+    steps: dict[int, tuple[float, float]],
+) -> dict[int, tuple[float, float]]:
+    """Raises that only a pin asks for wait for what the budget's limit on rising leaves them."""
+    rise_w_per_s = snapshot.budget.rise_w_per_s
+    if rise_w_per_s is None:
+        return kept
+    gpus = snapshot.gpus
+    seconds = 0.0
+    if snapshot.state is not None:
+        seconds = min(_LONGEST_TICK_S, max(0.0, snapshot.time_s - snapshot.state.time_s))
+    rises = {gpu: max(0.0, cap_w - gpus.booked_w[gpu]) for gpu, (cap_w, _) in kept.items()}
+    decided = {gpu for gpu in kept if steps.get(gpu) == kept[gpu]}
+    left_w = rise_w_per_s * seconds - sum(rises[gpu] for gpu in decided)
+    slowed = {}
+    for gpu, step in kept.items():
+        if gpu not in decided and rises[gpu] > 0.0:
+            if rises[gpu] > left_w + _SAME_W:
+                continue
+            left_w -= rises[gpu]
+        slowed[gpu] = step
+    return slowed
 
 
 def _replicas(

@@ -1,0 +1,86 @@
+"""The reference page of the controller, rendered from settings, commands and metrics.
+
+`python -m wattline.controller.reference > docs/reference/controller.md`
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from wattline.catalog import fleet_spec
+from wattline.catalog.yaml_docs import table
+from wattline.controller import commands, settings
+from wattline.controller.metric_catalogue import CATALOGUE
+
+_INTRO = """# Controller reference
+
+<!-- Rendered by wattline.controller.reference; a test compares. Do not edit. -->
+
+`wattline run --config FILE` reads one YAML file. Units are in the names: `_w` watts, `_s` seconds,
+`_mib` MiB. A word is a word (`off` is not false); null, anchors, repeated keys and keys that are
+not listed here are refused. `--check-config` says what is wrong, with the line.
+
+On SIGHUP the file is read again. These keys, and what is below them, may change then; a file that
+changes any other, or cannot be used, is refused as a whole, and the reason is shown in `/state`:
+"""
+
+_HTTP = """
+## HTTP
+
+| path | answer |
+|---|---|
+| `GET /metrics` | Prometheus text |
+| `GET /healthz` | 200 while ticks come, else 503 |
+| `GET /readyz` | 200, or 503 with a line per problem |
+| `GET /state` | the newest tick as JSON |
+| `POST /budget`, `/hold`, `/pin`, `/cordon`, `/resume` | a command as JSON, with the token |
+
+Commands need `Authorization: Bearer TOKEN`, the content of `token_file`; without a `token_file`
+they are refused. Where `listen` is not loopback, reading needs the token too, but for the two
+probes.
+A command answers 200 with `{"done": ...}`, 400 for what cannot be, 507 when it cannot be kept on
+disk; then it is not in force.
+"""
+
+_SETTINGS: tuple[tuple[str, tuple[type[BaseModel], ...]], ...] = (
+    ("Settings", (settings.ControllerSettings,)),
+    (
+        "Fleet",
+        (fleet_spec.DeploymentSpec, fleet_spec.SloSpec, fleet_spec.PoolSpec, settings.NodeSpec),
+    ),
+    (
+        "Engines",
+        (fleet_spec.RooflineEngine, fleet_spec.PolynomialEngine, fleet_spec.ProfileEngine),
+    ),
+    ("Budget", (settings.BudgetSpec, settings.BudgetWindow)),
+    ("Seeing", (settings.SourcesSpec,)),
+    ("Acting", (settings.ActuationSpec, settings.WorkerCommand)),
+    ("Deciding", (settings.DecisionSpec, settings.ExpectedMix)),
+    ("Recording", (settings.RecorderSpec,)),
+)
+_COMMANDS = (
+    commands.BudgetCommand,
+    commands.HoldCommand,
+    commands.PinCommand,
+    commands.CordonCommand,
+    commands.ResumeCommand,
+)
+
+
+def reference() -> str:
+    """Render the whole page as markdown."""
+    parts = [_INTRO, "\n" + ", ".join(f"`{key}`" for key in settings.CHANGEABLE) + ".\n"]
+    for title, models in _SETTINGS:
+        parts.append(f"\n## {title}\n")
+        parts.extend(table(model) for model in models)
+    parts.append(_HTTP)
+    parts.extend(table(model) for model in _COMMANDS)
+    parts.append("\n## Metrics\n\n| name | type | labels | meaning |\n|---|---|---|---|\n")
+    for metric in CATALOGUE:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        parts.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
