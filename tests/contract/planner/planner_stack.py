@@ -20,7 +20,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from wattline.drivers.dynamo.pages import Page, parse_page
 from wattline.drivers.dynamo.plugin.constrain import PowerPlan, RolePlan
@@ -128,11 +127,13 @@ class Stack:
     etcd: Path
     folder: Path
     children: list[Child] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
     planner_port: int = field(default_factory=free_port)
     gateway: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     greedy_port: int = field(default_factory=free_port)
 
-    def __post_init__(self) -> None:
+    def begin(self) -> None:
+        """Start everything but the plugin under test."""
         etcd_port = free_port()
         client, peer = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{free_port()}"
         discovery = self.folder / "discovery"
@@ -270,6 +271,10 @@ class Stack:
         wanted = ["dynamo_planner_plugin", "dynamo_planner_constrain", "dynamo_planner_num"]
         return parse_page(text.encode(), "planner", wanted)
 
+    def ticks(self) -> int:
+        """Decisions that the planner has logged, those to do nothing included."""
+        return self.planner.text().count("[summary]")
+
     def evaluations(self, plugin_id: str, result: str) -> float:
         found = self.metrics().select(
             "dynamo_planner_plugin_evaluations_total",
@@ -283,10 +288,11 @@ class Stack:
         )
         return found[0].value if found else None
 
-    def decisions(self) -> list[dict[str, Any]]:
-        """All decisions that the deployment was given so far."""
+    def decided(self) -> list[int]:
+        """Decode workers of all decisions that the deployment was given so far."""
         lines = self.deployment.text().splitlines()
-        return [json.loads(line[9:]) for line in lines if line.startswith("decision ")]
+        said = [json.loads(line[9:]) for line in lines if line.startswith("decision ")]
+        return [int(decision["decode"]) for decision in said]
 
     def close(self) -> None:
         """End everything, the last started first."""
@@ -298,10 +304,9 @@ class Stack:
 @contextlib.contextmanager
 def running(environment: Environment, etcd: Path, folder: Path) -> Iterator[Stack]:
     """A stack, ended at the end whatever happens."""
-    stack = Stack.__new__(Stack)
-    stack.children = []
+    stack = Stack(environment, etcd, folder)
     try:
-        stack.__init__(environment, etcd, folder, stack.children)  # type: ignore[misc]
+        stack.begin()
         yield stack
     finally:
         stack.close()

@@ -6,14 +6,13 @@ What a real deployment would do with a decision is left out: the workers stay as
 import asyncio
 import json
 import sys
+from importlib import import_module
+from typing import Any
 
-from dynamo._core import VirtualConnectorClient
-from dynamo.runtime import dynamo_worker
 
-
-@dynamo_worker()
-async def main(runtime):
-    client = VirtualConnectorClient(runtime, sys.argv[1])
+async def follow(runtime: Any) -> None:
+    """Until the process is ended."""
+    client = import_module("dynamo._core").VirtualConnectorClient(runtime, sys.argv[1])
     while True:
         await client.wait()
         decision = await client.get()
@@ -27,4 +26,4 @@ async def main(runtime):
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(import_module("dynamo.runtime").dynamo_worker()(follow)())

@@ -7,9 +7,10 @@ merges roles separately, so the split of the one budget between them is made her
   what drains draws too. With unknown expected counts it is the larger of ready and all that was
   allowed since they were last known, and no role may grow beyond that.
 - While the held replicas fit, growth is given out of what is left, in proportion to what each role
-  asks for. While they do not fit (a cut, dearer replicas), no role grows and the proposals shrink
-  in proportion towards the floors. Floors are kept even where they do not fit: then the limits that
-  the node agents enforce are what holds the budget, and the verdict says so.
+  asks for. While they do not (a cut, dearer replicas), growth under way is called back as far as it
+  is not ready; and while not even the ready ones fit, the proposals shrink in proportion towards
+  the floors. Floors are kept even where they do not fit: then the limits that the node agents
+  enforce are what holds the budget, and the verdict says so.
 - A ceiling never exceeds the proposal. Neither SET (the planner drops it) nor AT_LEAST (it would
   beat every ceiling) is ever used.
 - Without a usable plan nothing grows: ceilings are the ready counts. Without worker counts nothing
@@ -77,6 +78,7 @@ class Code(StrEnum):
 
     UNCHANGED = "unchanged"
     CLAMPED = "clamped"
+    RECALLED = "recalled"
     SHRUNK = "shrunk"
     FLOORS = "floors_over_budget"
     COUNTS_UNSETTLED = "counts_unsettled"
@@ -88,6 +90,7 @@ class Code(StrEnum):
 _SENTENCES = {
     Code.UNCHANGED: "the proposal fits",
     Code.CLAMPED: "growth is cut to what is left",
+    Code.RECALLED: "growth under way does not fit: it is called back",
     Code.SHRUNK: "what is there does not fit: replicas are to go",
     Code.FLOORS: "not even the floors fit: the limits of the node agents hold the budget",
     Code.COUNTS_UNSETTLED: "expected counts are unknown: no growth beyond what was allowed",
@@ -121,17 +124,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Role:
-    """One role to be charged. proposed None: not ours to move, charged as it is."""
+    """One role to be charged. A role that is not proposed is ready and wanted as it is held."""
 
     name: str
-    proposed: int | None
+    target: int
+    ready: int
     held: int
     floor: int
     cost_mw: int
-
-    @property
-    def target(self) -> int:
-        return self.held if self.proposed is None else self.proposed
 
 
 def constrain(
@@ -144,8 +144,7 @@ def constrain(
     """Ceilings for what is proposed.
 
     plan None: there is none that may be relied on, for the reason `why_no_plan`. allowed: per role
-    the largest ceiling given since expected counts were last known (`remember`); a role that is
-    missing there may have got none.
+    what may be under way (`remember`); a role that is missing there may have got nothing.
     """
     proposed = {t.role: t.replicas for t in request.proposal or () if t.replicas is not None}
     if not proposed:
@@ -165,13 +164,15 @@ def constrain(
 def remember(
     request: StageRequest, verdict: Verdict, allowed: Mapping[str, int]
 ) -> Mapping[str, int]:
-    """What counts as allowed after this verdict: the ceiling, or more while counts are unknown."""
-    return {
-        role: ceiling
-        if request.workers(role).expected is not None
-        else max(ceiling, allowed.get(role, 0))
-        for role, ceiling in verdict.ceilings.items()
-    }
+    """What may be under way after this verdict, should expected counts be unknown next time.
+
+    The ceiling or what was expected, and while that is unknown all that was allowed before.
+    """
+    known = {}
+    for role, ceiling in verdict.ceilings.items():
+        expected = request.workers(role).expected
+        known[role] = max(ceiling, allowed.get(role, 0) if expected is None else expected)
+    return known
 
 
 def propose(plan: PowerPlan | None) -> StageResult:
@@ -210,22 +211,9 @@ def _held(request: StageRequest, proposed: Mapping[str, int], why: str) -> Verdi
 def _within(
     request: StageRequest, proposed: Mapping[str, int], plan: PowerPlan, allowed: Mapping[str, int]
 ) -> Verdict:
-    unsettled = False
-    roles = []
-    for name, role in plan.roles.items():
-        workers = request.workers(name)
-        unsettled |= workers.expected is None
-        coming = allowed.get(name, 0) if workers.expected is None else workers.expected
-        roles.append(
-            _Role(
-                name=name,
-                proposed=proposed.get(name),
-                held=max(workers.ready or 0, coming),
-                floor=role.min_replicas,
-                cost_mw=math.ceil(role.watts_per_replica_w * 1000.0),
-            )
-        )
-    counts, code = _fit(roles, math.floor(plan.usable_w * 1000.0), may_grow=not unsettled)
+    roles = [_role(request, name, role, proposed, allowed) for name, role in plan.roles.items()]
+    settled = all(request.workers(name).expected is not None for name in plan.roles)
+    counts, code = _fit(roles, math.floor(plan.usable_w * 1000.0), may_grow=settled)
     charged_mw = sum(r.cost_mw * max(r.held, counts[r.name]) for r in roles)
     ceilings = {name: counts.get(name, 0) for name in proposed}
     charged_w = charged_mw / 1000.0
@@ -238,32 +226,58 @@ def _within(
     )
 
 
+def _role(
+    request: StageRequest,
+    name: str,
+    plan: RolePlan,
+    proposed: Mapping[str, int],
+    allowed: Mapping[str, int],
+) -> _Role:
+    workers = request.workers(name)
+    coming = allowed.get(name, 0) if workers.expected is None else workers.expected
+    held = max(workers.ready or 0, coming)
+    moves = name in proposed
+    return _Role(
+        name=name,
+        target=proposed.get(name, held),
+        ready=(workers.ready or 0) if moves else held,
+        held=held,
+        floor=plan.min_replicas if moves else held,
+        cost_mw=math.ceil(plan.watts_per_replica_w * 1000.0),
+    )
+
+
 def _fit(roles: Sequence[_Role], usable_mw: int, *, may_grow: bool) -> tuple[dict[str, int], Code]:
-    """Counts of at most the targets, and why."""
+    """Counts of at most the targets, and why. What shrinks frees nothing until it is gone."""
     wanted = {role.name: role.target for role in roles}
-    base = {role.name: min(role.target, role.held) for role in roles}
-    free_mw = usable_mw - sum(role.cost_mw * role.held for role in roles)
-    if free_mw < 0:
-        return _shrink(roles, base, usable_mw)
-    if not may_grow:
-        return base, Code.UNCHANGED if base == wanted else Code.COUNTS_UNSETTLED
-    # What shrinks is still held, so that growth is from `held` and what shrinks frees nothing yet.
-    growth = {role.name: max(0, role.target - role.held) for role in roles}
-    given = _share(roles, growth, free_mw)
-    counts = {role.name: base[role.name] + given[role.name] for role in roles}
-    return counts, Code.UNCHANGED if counts == wanted else Code.CLAMPED
+    held_mw = sum(role.cost_mw * role.held for role in roles)
+    if held_mw <= usable_mw:
+        if may_grow:
+            counts = _grown(roles, wanted, {r.name: r.held for r in roles}, usable_mw - held_mw)
+            return counts, Code.UNCHANGED if counts == wanted else Code.CLAMPED
+        counts = {role.name: min(role.target, role.held) for role in roles}
+        return counts, Code.UNCHANGED if counts == wanted else Code.COUNTS_UNSETTLED
+    ready_mw = sum(role.cost_mw * role.ready for role in roles)
+    if ready_mw <= usable_mw:
+        under_way = {role.name: min(role.target, role.held) for role in roles}
+        ready = {role.name: role.ready for role in roles}
+        return _grown(roles, under_way, ready, usable_mw - ready_mw), Code.RECALLED
+    return _shrunk(roles, usable_mw)
 
 
-def _shrink(
-    roles: Sequence[_Role], base: Mapping[str, int], usable_mw: int
-) -> tuple[dict[str, int], Code]:
-    """Counts of at most `base` that fit where the floors do; a proposal below its floor stays."""
-    if sum(role.cost_mw * base[role.name] for role in roles) <= usable_mw:
-        return dict(base), Code.SHRUNK
-    least = {
-        role.name: base[role.name] if role.proposed is None else min(base[role.name], role.floor)
-        for role in roles
-    }
+def _grown(
+    roles: Sequence[_Role], wanted: Mapping[str, int], base: Mapping[str, int], free_mw: int
+) -> dict[str, int]:
+    """At most what is wanted; what it exceeds `base` by, out of `free_mw`."""
+    more = {role.name: max(0, wanted[role.name] - base[role.name]) for role in roles}
+    given = _share(roles, more, free_mw)
+    return {name: min(wanted[name], base[name]) + given[name] for name in given}
+
+
+def _shrunk(roles: Sequence[_Role], usable_mw: int) -> tuple[dict[str, int], Code]:
+    """Counts of at most what is ready; a proposal below its floor is left as it is."""
+    base = {role.name: min(role.target, role.ready) for role in roles}
+    least = {role.name: min(base[role.name], role.floor) for role in roles}
     room_mw = usable_mw - sum(role.cost_mw * least[role.name] for role in roles)
     if room_mw < 0:
         return least, Code.FLOORS
