@@ -77,7 +77,6 @@ def find(
     running += [f"its process {pid} runs" for pid in _processes(proc_root)]
     if _serves_metrics(metrics_port):
         running.append(f"its metrics are served on port {metrics_port}")
-    managed: tuple[str, ...] = ()
     problem = None
     try:
         managed = read_state(settings.dynamo_state)
@@ -85,9 +84,9 @@ def find(
         if age_s < RECENT_S:
             running.append(f"its state file changed {max(age_s, 0.0):.0f} s ago")
     except FileNotFoundError:
-        pass  # the usual case: it never ran here
+        managed = ()  # the usual case: it never ran here
     except (InputError, OSError) as error:
-        problem = str(error)
+        managed, problem = (), str(error)
     return Rival(running=tuple(running), managed=managed, state_problem=problem)
 
 

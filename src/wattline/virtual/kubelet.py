@@ -179,6 +179,8 @@ class _Limiter:
 
 def fault_of(text: str) -> KubeletFault:
     """A fault as a command names it: `gone`, `error[:CODE]`, `garbage`, `empty`, `slow:SECONDS`."""
+    remedy = "use none, gone, error[:CODE], garbage, empty or slow:SECONDS"
+    refusal = InputError("fault", text, remedy)
     kind, _, detail = text.partition(":")
     if kind in ("none", "gone", "garbage", "empty") and not detail:
         return KubeletFault(kind=kind)
@@ -191,8 +193,8 @@ def fault_of(text: str) -> KubeletFault:
         try:
             return KubeletFault(delay_s=float(detail))
         except ValueError:
-            pass  # told below, like every other text that is no fault
-    raise InputError("fault", text, "use none, gone, error[:CODE], garbage, empty or slow:SECONDS")
+            raise refusal from None
+    raise refusal
 
 
 def _import_grpc() -> tuple[Any, Any]:
