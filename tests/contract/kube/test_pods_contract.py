@@ -126,6 +126,7 @@ def test_a_name_that_is_used_again_has_another_uid(
         wait_until(
             lambda: [pod.uid != before.uid for pod in seen.source.pods()] == [True], "the new UID"
         )
+        assert seen.names() == [name]
 
 
 def test_one_namespace_needs_only_a_role(
@@ -215,6 +216,7 @@ def test_hundreds_of_changes_are_seen_to_the_last(
                 proxy.drop()
         seen.until_names(*(name for name, _ in kept))
         wait_until(lambda: seen.limits() == dict(kept), "the newest annotations")
+        assert seen.names() == sorted(name for name, _ in kept)
 
 
 def test_a_partition_keeps_the_pods_and_shows_their_age(
