@@ -59,7 +59,7 @@ def _limit(which: str, text: str) -> Metric:
 
 
 KEPT = (
-    _gauge(APPLIED_LIMIT, "watts", "In-band limit of a GPU that the agent limits, by index.", "gpu"),
+    _gauge(APPLIED_LIMIT, "watts", "In-band limit of a GPU that the agent caps, by index.", "gpu"),
     _counter(
         "dynamo_power_agent_multi_pod_gpu_total",
         "Decisions about a GPU that several pods hold.",
