@@ -116,8 +116,11 @@ class DynamoWorker:
     async def _generate(
         self, request: dict[str, Any], context: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        async for item in self._worker.answer(request):
-            yield item
+        try:
+            async for item in self._worker.answer(request):
+                yield item
+        except InputError as error:  # so that the client hears that it is its request
+            raise import_module("dynamo.llm.exceptions").InvalidArgument(str(error)) from None
 
 
 async def _register(spec: WorkerSpec, endpoint: Any, kv_tokens: int) -> None:

@@ -111,6 +111,11 @@ def test_a_chat_completion_goes_through_both_workers(split: Stack) -> None:
         assert "dynamo_component_requests_total" in split.page(view.system_url)
 
 
+def test_what_can_never_fit_is_the_clients_mistake(split: Stack) -> None:
+    assert split.ask(_words(300, 1), 390_000).status == 400
+    assert split.ask(_words(300, 1), 3).tokens == 3
+
+
 def test_times_are_those_of_the_engine_model_and_follow_the_limit(split: Stack) -> None:
     model, control = _model(), split.node.gpus
     uuids = control.uuids()
