@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,9 +105,3 @@ def dead_url() -> str:
     """An address of loopback where nothing listens."""
     with serving(lambda asked: Reply()) as server:
         return server.url
-
-
-def took_s(call: Callable[[], object]) -> float:
-    began_s = time.monotonic()
-    call()
-    return time.monotonic() - began_s
