@@ -35,6 +35,7 @@ class Answer:
     finish: str | None = None
     tokens: int | None = None
     prompt_tokens: int | None = None
+    error: str | None = None
 
 
 class Stack:
@@ -141,6 +142,9 @@ def _take(answer: Answer, line: bytes, at_s: float) -> None:
     usage = item.get("usage")
     if usage:
         answer.tokens, answer.prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
+    if "choices" not in item:
+        answer.error = json.dumps(item)  # the status was sent with the first byte
+        return
     for choice in item["choices"]:
         text = choice["delta"].get("content")
         if text:
