@@ -223,8 +223,8 @@ class Supervisor:
     # Processes
 
     def _spawn(self, replica: str, argv: list[str], env: dict[str, str]) -> Process:
-        with (self._folder / f"{replica}.log").open("ab") as output:
-            try:
+        try:
+            with (self._folder / f"{replica}.log").open("ab") as output:
                 child = subprocess.Popen(
                     argv,
                     env={**os.environ, **env},
@@ -233,8 +233,9 @@ class Supervisor:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C reaches us alone: we drain them
                 )
-            except OSError as error:
-                raise WattlineError(f"{argv[0]}: {error.strerror or error}") from None
+        except OSError as error:
+            where = error.filename or argv[0]
+            raise WattlineError(f"{where}: {error.strerror or error}") from None
         return Child(child)
 
     def _refuse_held(self, gpus: tuple[str, ...]) -> None:
@@ -293,18 +294,17 @@ class Supervisor:
 
     def _bury(self, worker: _Worker) -> None:
         asked = worker.asked_s is not None
-        if worker.pool.after_death is not None:
-            try:
-                worker.pool.after_death(worker.gpus)
-            except WattlineError as error:
-                log.error("GPUs of a dead worker", extra={"gpus": worker.gpus, "why": str(error)})
+        _clean_up(worker.pool, worker.gpus)
         _enter(worker, WorkerPhase.DEAD)
         code = worker.process.exit_code
         if worker.why is None and not (asked and code in (0, None)):
             ending = "with an unknown exit code" if code is None else f"with exit code {code}"
             worker.why = f"ended {'' if asked else 'by itself '}{ending}: see {worker.replica}.log"
             log.warning("a worker ended", extra={"replica": worker.replica, "why": worker.why})
-        self._file_of(worker.replica).unlink(missing_ok=True)
+        try:
+            self._file_of(worker.replica).unlink(missing_ok=True)
+        except OSError as error:  # the next supervisor sees that the process is gone
+            log.warning("a note stays", extra={"replica": worker.replica, "why": str(error)})
 
     def _forget_oldest(self) -> None:
         dead = [w.replica for w in self._workers.values() if w.phase is WorkerPhase.DEAD]
@@ -328,8 +328,12 @@ class Supervisor:
             "asked": worker.asked_s is not None,
         }
         partial = self._folder / f"{worker.replica}.partial"
-        partial.write_text(json.dumps(document))
-        partial.replace(self._file_of(worker.replica))
+        try:
+            partial.write_text(json.dumps(document))
+            partial.replace(self._file_of(worker.replica))
+        except OSError as error:  # a full disk is no reason to end a worker that serves
+            why = f"{error.strerror or error}: a later supervisor will not know of it"
+            log.error("a worker cannot be noted", extra={"replica": worker.replica, "why": why})
 
     def _adopt(self) -> None:
         for path in sorted(self._folder.glob("*.json")):
@@ -349,6 +353,8 @@ class Supervisor:
         pid, ticks = int(note["pid"]), int(note["started_ticks"])
         pool = self._pools.get(note["pool"])
         if boot_ticks(pid) != ticks:
+            if pool is not None:
+                _clean_up(pool, tuple(note["gpus"]))
             return None
         if pool is None:
             raise InputError("pool", note["pool"], f"pid {pid} of it still runs: configure it")
@@ -368,6 +374,15 @@ class Supervisor:
             answered_s=now_s,
             asked_s=now_s if asked else None,
         )
+
+
+def _clean_up(pool: WorkerPool, gpus: tuple[str, ...]) -> None:
+    if pool.after_death is None:
+        return
+    try:
+        pool.after_death(gpus)
+    except (WattlineError, OSError) as error:
+        log.error("GPUs of a dead worker", extra={"gpus": gpus, "why": str(error)})
 
 
 def _enter(worker: _Worker, phase: WorkerPhase) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,41 @@ def test_what_cannot_be_used_is_said_in_one_line(
     (broken / "a-1.json").write_text("{}")
     with pytest.raises(InputError, match="no note of a replica"):
         Supervisor([pool("a")], broken)
+
+
+def test_a_folder_that_cannot_be_written_ends_nothing(
+    supervise: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    supervisor = supervise(pool("ready"))
+    kept = supervisor.start("ready", ("GPU-a",))
+    wait_for(supervisor, kept, WorkerPhase.READY)
+    shutil.rmtree(tmp_path / "workers")
+    with pytest.raises(WattlineError, match=r"ready-2\.log: No such file"):
+        supervisor.start("ready", ("GPU-b",))
+    assert view_of(supervisor, kept).phase is WorkerPhase.READY
+    supervisor.drain(kept)
+    assert wait_for(supervisor, kept, WorkerPhase.DEAD).exit_code == 0
+
+
+def test_gpus_of_the_dead_are_cleaned_up_before_the_death_is_shown(
+    supervise: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    cleaned: list[tuple[str, ...]] = []
+
+    def after_death(gpus: tuple[str, ...]) -> None:
+        cleaned.append(gpus)
+        raise WattlineError("the node is gone")  # which ends nothing
+
+    watched = replace(pool("crash", "crash"), after_death=after_death)
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    note = {"replica": "crash-1", "pool": "crash", "gpus": ["GPU-z"], "pid": 1, "started_ticks": -1}
+    (folder / "crash-1.json").write_text(json.dumps(note))
+    supervisor = supervise(watched)
+    assert cleaned == [("GPU-z",)], "it died while nobody looked"
+    replica = supervisor.start("crash", ("GPU-a", "GPU-b"))
+    wait_for(supervisor, replica, WorkerPhase.DEAD)
+    assert cleaned[1:] == [("GPU-a", "GPU-b")]
 
 
 def test_stop_reaps_everything(supervise: Callable[..., Supervisor]) -> None:
