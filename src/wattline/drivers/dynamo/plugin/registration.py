@@ -184,8 +184,7 @@ class Registrar:
 def gateway_target(gateway: str) -> str:
     """The gateway as gRPC names it. InputError."""
     if gateway.startswith("unix:"):
-        path = gateway.removeprefix("unix:")
-        path = path.removeprefix("//") if path.startswith("///") else path
+        path = gateway.removeprefix("unix:").removeprefix("//")
         if not path.startswith("/"):
             raise InputError("gateway", gateway, "must be unix:///absolute/path or host:port")
         return f"unix:{path}"

@@ -66,7 +66,8 @@ class PluginServer:
 def split_address(address: str) -> tuple[str, int]:
     """`host:port`, an IPv6 host in brackets. InputError."""
     host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
+    number = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536
+    if not (host and colon and number) or "/" in host:
         raise InputError("address", address, "must be host:port, such as 127.0.0.1:9095")
     return host, int(port)
 
