@@ -71,11 +71,12 @@ class HttpBatch:
 
         self._limit_s = limit_s
         self._most_bytes = most_bytes
-        self._loop = asyncio.new_event_loop()
+        context = _context(verify)
         limits = httpx2.Limits(max_connections=most_open, max_keepalive_connections=most_open)
         self._client = httpx2.AsyncClient(
-            verify=_context(verify), trust_env=False, timeout=limit_s, limits=limits
+            verify=context, trust_env=False, timeout=limit_s, limits=limits
         )
+        self._loop = asyncio.new_event_loop()
 
     def run(self, calls: Sequence[Call]) -> list[Answer | Unanswered]:
         """The answers, in the order of the calls; failures stand in their place."""

@@ -1,4 +1,4 @@
-"""What a controller asks once a tick: a deployment's demand, a pool's load, busy thresholds.
+"""What a controller asks once a tick: a deployment's demand and a pool's load.
 
 Each source makes its calls at once, ends within its time limit, and may be called from a thread of
 its own, by one caller at a time.
@@ -11,13 +11,10 @@ last one that was, so that no count is lost.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from wattline.core.decision import Admission
-from wattline.core.errors import WattlineError
 from wattline.core.snapshot import DemandView
 from wattline.drivers.dynamo.demand import FrontendDelta, Quantile, frontend_delta
 from wattline.drivers.dynamo.frontend import (
@@ -27,7 +24,6 @@ from wattline.drivers.dynamo.frontend import (
     read_frontend,
 )
 from wattline.drivers.dynamo.pages import MAX_PAGE_BYTES, Missing, Page, PageError, parse_page
-from wattline.drivers.dynamo.thresholds import BusyThresholds
 from wattline.drivers.dynamo.workers import (
     WORKER_FAMILIES,
     FrontendWorkers,
@@ -57,10 +53,6 @@ class PoolLoad:
     active_kv_tokens: float | None
     running: float | None
     missing: tuple[str, ...] = ()
-
-
-class ThresholdError(WattlineError):
-    """A frontend that does not tell its thresholds, or does not take them."""
 
 
 class FrontendDemand:
@@ -151,42 +143,6 @@ class WorkerLoads:
     def close(self) -> None:
         """Close all connections."""
         self._pages.close()
-
-
-class FrontendThresholds:
-    """Thresholds of one frontend at a time; calls for different frontends may be at once."""
-
-    def __init__(self, *, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._lock = threading.Lock()
-        self._clients: dict[str, BusyThresholds] = {}
-
-    def read(self, url: str, model: str) -> Admission:
-        """What the frontend has; ThresholdError when it does not say."""
-        result = self._client(url).read([url], model)[0]
-        if result.held is None:
-            raise ThresholdError(result.failure or f"{url}: no thresholds")
-        held = result.held
-        return Admission(held.decode_blocks, held.prefill_tokens, held.prefill_fraction)
-
-    def send(self, url: str, model: str, admission: Admission) -> None:
-        """Bring the frontend to these; ThresholdError when it refuses."""
-        result = self._client(url).send([url], model, admission)[0]
-        if result.failure is not None:
-            raise ThresholdError(result.failure)
-
-    def close(self) -> None:
-        """Close all connections."""
-        with self._lock:
-            for client in self._clients.values():
-                client.close()
-            self._clients.clear()
-
-    def _client(self, url: str) -> BusyThresholds:
-        with self._lock:
-            if url not in self._clients:
-                self._clients[url] = BusyThresholds(limit_s=self._limit_s)
-            return self._clients[url]
 
 
 def demand_view(delta: FrontendDelta) -> tuple[DemandView, tuple[str, ...]]:
