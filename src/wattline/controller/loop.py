@@ -18,7 +18,7 @@ from typing import Any
 
 from wattline.controller.admission import AdmissionDesk
 from wattline.controller.budget import BudgetDesk, InForce
-from wattline.controller.caps import Caps
+from wattline.controller.caps import Caps, CapsView
 from wattline.controller.gather import Failure, Gatherer
 from wattline.controller.nodes import NodeWatch
 from wattline.controller.observe import Seen, snapshot_of
@@ -46,7 +46,7 @@ from wattline.drivers.dynamo.sources import DemandReading, PoolLoad
 from wattline.drivers.grant_files import NodeReport
 from wattline.drivers.grant_log import FencedError
 from wattline.recording.orders import Carried, Order, OrderKind, carry_out
-from wattline.recording.segments import FlightRecorder
+from wattline.recording.segments import FlightRecorder, RecorderStatus
 
 log = logging.getLogger(__name__)
 
@@ -378,20 +378,6 @@ class Controller:
             )
             for watch in parts.watches
         )
-        problems = [
-            *(node.why for node in nodes if node.why is not None),
-            *(
-                f"node {node.name}: its agent runs in mode {node.mode}: it takes no grants"
-                for node in nodes
-                if node.mode not in (None, "grants") and caps.epoch is not None
-            ),
-            *caps.problems,
-            *parts.admission.problems,
-            *parts.plugin.problems,
-            *self._replica_problems,
-            *([] if self._decision_why is None else [self._decision_why]),
-            *([] if recorder.why is None else [f"recording: {recorder.why}"]),
-        ]
         made_s = monotonic()
         return TickView(
             made_s=made_s,
@@ -406,7 +392,27 @@ class Controller:
             frontends=parts.admission.views,
             admission_mode=parts.admission.mode,
             recorder=recorder,
-            problems=tuple(problems),
+            problems=self._problems(nodes, caps, recorder),
             reload=self._reload,
             counters=self._counters,
+        )
+
+    def _problems(
+        self, nodes: Sequence[NodeView], caps: CapsView, recorder: RecorderStatus
+    ) -> tuple[str, ...]:
+        """What needs a person."""
+        parts = self.parts
+        return (
+            *(node.why for node in nodes if node.why is not None),
+            *(
+                f"node {node.name}: its agent runs in mode {node.mode}: it takes no grants"
+                for node in nodes
+                if node.mode not in (None, "grants") and caps.epoch is not None
+            ),
+            *caps.problems,
+            *parts.admission.problems,
+            *parts.plugin.problems,
+            *self._replica_problems,
+            *([] if self._decision_why is None else [self._decision_why]),
+            *([] if recorder.why is None else [f"recording: {recorder.why}"]),
         )

@@ -186,13 +186,23 @@ def test_a_cut_holds_through_a_kill_and_a_restart(place: Place) -> None:
     place.until(lambda: place.state()["tick"] > first + 10, "ten more ticks")
     assert place.enforced_w() <= 2744.0
 
+    place.post("budget", clear=True)
+    place.until(lambda: place.state()["budget"]["cause"] == "configuration", "the old budget")
+    place.config.write_text(place.config.read_text().replace("total_w: 4000", "total_w: 2500"))
+    place.controller.send_signal(signal.SIGHUP)
+    place.until(lambda: place.enforced_w() <= 2450.0, "the configuration read again")
+    place.until(lambda: "budget.total_w" in place.state()["reload"], "a line on the reload")
+    place.config.write_text(place.config.read_text().replace("tick_s: 0.2", "tick_s: 0.3"))
+    place.controller.send_signal(signal.SIGHUP)
+    place.until(lambda: "tick_s" in place.state()["reload"], "a refusal that names the key")
+
     place.post("hold", for_s=3600)
     place.until(lambda: place.state()["orders"], "an order in force")
     assert {pool["reason"] for pool in place.state()["pools"]} == {"operator_hold"}
 
     place.controller.send_signal(signal.SIGTERM)
     assert place.controller.wait(DEADLINE_S) == 0
-    assert place.enforced_w() <= 2744.0
+    assert place.enforced_w() <= 2450.0
     outcome = replay(Recording(place.folder / "controller" / "recording"))
     assert outcome.difference is None
     assert outcome.decisions > 20
