@@ -189,6 +189,7 @@ def test_a_gpu_that_is_added_is_found(tmp_path: Path) -> None:
         node.node.add(H100)
         node.known()
         node.granted(400.0, 400.0, 400.0)
+        assert [view.original_w for view in node.picture().gpus] == [700.0] * 3
 
 
 def test_a_gpu_that_hangs_delays_no_other(tmp_path: Path) -> None:

@@ -237,6 +237,7 @@ def test_an_empty_list_is_an_answer(rig: Rig) -> None:
     rig.server.lists = [listed(7)]
     rig.source.start()
     rig.until(lambda: rig.names() == [])
+    assert rig.source.pods() == ()
 
 
 def test_a_server_that_ends_watches_at_once_is_not_asked_without_pause(rig: Rig) -> None:
