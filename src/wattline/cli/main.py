@@ -45,6 +45,18 @@ COMMANDS = {
     ),
     "profile": Entry("wattline.cli.profile:profile", "Fit models to measurements.", "sim"),
     "agent": Entry("wattline.cli.agent:agent", "Make the GPUs of this node obey.", "agent"),
+    "run": Entry("wattline.cli.run:run", "Keep a live fleet inside its budget.", "controller"),
+    "operate": Entry(
+        "wattline.cli.operate:operate",
+        "Hold, pin, cordon; tell a controller its budget.",
+        "controller",
+    ),
+    "dynamo-plugin": Entry(
+        "wattline.cli.dynamo_plugin:dynamo_plugin", "Ceilings for Dynamo's planner.", "controller"
+    ),
+    "worker": Entry(
+        "wattline.cli.worker:worker", "A Dynamo worker with the simulator's engine.", "controller"
+    ),
     "demo-node": Entry(
         "wattline.cli.demo_node:demo_node", "A virtual 8-GPU node under a budget, live.", "agent"
     ),
