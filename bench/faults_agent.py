@@ -246,6 +246,7 @@ def damage_journal(cell: Cell, node: CellNode) -> str | None:
         kind = "noise"
     kinds[kind](node.agent.journal)
     node.journal_lost = True
+    node.unmanaged_s = node.unmanaged_s or time.monotonic()
     _restart_later(cell, node, cell.rng.uniform(0.0, 0.5))
     return f"journal {kind}"
 

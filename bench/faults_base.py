@@ -67,6 +67,8 @@ class CellNode:
     busy: set[str] = field(default_factory=set)
     rival_free_s: dict[str, float] = field(default_factory=dict)
     journal_lost: bool = False
+    unmanaged_s: float | None = None
+    """Since when its agent has had neither journal nor grant; None: it has."""
 
 
 class Cell:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from faults_base import Cell, CellSettings
+from faults_base import Cell, CellNode, CellSettings
 from faults_processes import COORDINATOR, TRUSTING, Hindrances, Supervised
 from wattline.drivers.trusted_files import replace_file
 from wattline.virtual.node import VirtualNode
@@ -82,6 +82,11 @@ class GrantsCell(Cell):
     def look(self) -> None:
         """The agents, and the coordinator."""
         super().look()
+        for node in self.nodes:
+            if node.unmanaged_s is not None and node.agent.up:
+                reasons = {facts["reason"] for facts in node.agent.facts().values()}
+                if reasons and "found" not in reasons:
+                    self.end_unmanaged(node)
         if self.coordinator.exited() is not None:
             # It has been fenced off, or its disk refuses: as a supervisor does, try again.
             self.coordinator_hindered.begin("coordinator down")
@@ -160,6 +165,13 @@ class GrantsCell(Cell):
             and said.get("proven") == self.settings.nodes * self.settings.gpus
             and said.get("exposure_w") == 0.0
         )
+
+    def end_unmanaged(self, node: CellNode) -> None:
+        """Every GPU of the node has a grant again, or the cell ends."""
+        if node.unmanaged_s is not None:
+            span = (node.unmanaged_s, time.monotonic())
+            self.known.unmanaged.setdefault(node.name, []).append(span)
+            node.unmanaged_s = None
 
     def heal(self) -> None:
         """End every fault and let what is under way come to its end."""

@@ -25,7 +25,7 @@ def damaged_file(cell: GrantsCell, node: CellNode) -> str | None:
     good = node.source.read_bytes()
     other = next(each for each in cell.nodes if each is not node)
     kinds: dict[str, Callable[[], None]] = {
-        "torn": lambda: _replace(node, good[: cell.rng.randrange(len(good))]),
+        "torn": lambda: _replace(node, good[: cell.rng.randrange(len(good) + 1) // 2]),
         "rewritten in place, torn": lambda: _in_place(node, good[: len(good) // 2]),
         "empty": lambda: _replace(node, b""),
         "noise": lambda: _replace(node, cell.rng.randbytes(500)),

@@ -180,6 +180,8 @@ def _finish_grants(cell: GrantsCell, result: CellResult) -> None:
     _end_observation(cell, result, end_s)
     observer = cell.observer
     assert observer is not None
+    for node in cell.nodes:
+        cell.end_unmanaged(node)
     for place in (cell.coordinator_hindered, *(node.agent.hindered for node in cell.nodes)):
         place.end_all()
     changes = [change for change in observer.changes if change.at_s <= end_s]

@@ -280,25 +280,33 @@ class FileCoordinator:
     # Planning
 
     def _plan(self, now_s: float) -> dict[str, float]:
-        """Share what is usable among the GPUs that listen; the others keep what is booked."""
+        """Share what is usable among the GPUs that listen; the others keep what is booked.
+
+        A GPU found above its leave keeps its grant, which its node enforces again. Without one its
+        node writes nothing of its own accord: then its lowest limit is granted.
+        """
         ledger = self._machine.ledger
         above = ledger.found_above_w
         listening: dict[str, tuple[float, float]] = {}
+        mend: dict[str, float] = {}
         left_w = ledger.usable_w
         for gpu, limits in self._ranges.items():
             heard_s = self._node_of[gpu].heard_s
             silent = heard_s is None or now_s - heard_s > SILENT_S
             if silent or gpu in above:
                 left_w -= ledger.booked_w(gpu)
+                if not silent and ledger.granted_w(gpu) is None:
+                    mend[gpu] = limits[0]
             else:
                 listening[gpu] = limits
         if self._spec.restore.exists():
-            return {
+            return mend | {
                 gpu: watts
                 for gpu in listening
                 if (watts := self._node_of[gpu].originals_w.get(gpu)) is not None
             }
-        return targets_w(left_w, listening, int(now_s / self._spec.period_s), self._spec.seed)
+        period = int(now_s / self._spec.period_s)
+        return mend | targets_w(left_w, listening, period, self._spec.seed)
 
     # Sending
 

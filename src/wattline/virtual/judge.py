@@ -31,13 +31,16 @@ class Known:
     agents, rivals: process ids of our agents and of the stand-ins for other writers. told: per kind
     and node, the spans in which it made outside changes. hindered: per node, spans in which nothing
     could be repaired there (agent down or stopped, driver refusing), with why; the key None stands
-    for the coordinator. budgets: (from when in force, milliwatts), rising in time.
+    for the coordinator. unmanaged: per node, spans in which its agent had no journal and no grant
+    yet, so that it could not tell a limit of ours from another's: the coordinator's to mend.
+    budgets: (from when in force, milliwatts), rising in time.
     """
 
     agents: set[int] = field(default_factory=set)
     rivals: set[int] = field(default_factory=set)
     told: list[tuple[str, str, Span]] = field(default_factory=list)
     hindered: dict[str | None, list[tuple[str, Span]]] = field(default_factory=dict)
+    unmanaged: dict[str, list[Span]] = field(default_factory=dict)
     budgets: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -165,9 +168,13 @@ def _judged(
     node = None if exposure.gpu is None else node_of[exposure.gpu]
     # A raise is repaired where it was made. A cut is brought about by all of them, and so is a
     # raise that its node cannot take for one: out of band, or before its agent's start.
-    alone = node is not None and exposure.kind not in ("out-of-band raise", UNDER_WAY)
-    if alone:
-        alone = not _hindered_at(exposure.start_s, known.hindered.get(node, []))
+    alone = False
+    if node is not None and exposure.kind not in ("out-of-band raise", UNDER_WAY):
+        alone = not _hindered_at(exposure.start_s, known.hindered.get(node, [])) and not any(
+            from_s < over_to_s and to_s > over_from_s
+            for from_s, to_s in known.unmanaged.get(node, [])
+            for over_from_s, over_to_s in exposure.over_spans
+        )
     concerned: Iterable[str | None] = (node,) if alone else known.hindered
     hindered = [entry for key in concerned for entry in known.hindered.get(key, [])]
     able_s, reasons = _able_s(exposure.over_spans, hindered)

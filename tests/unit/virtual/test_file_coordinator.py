@@ -19,6 +19,7 @@ from wattline.drivers.grant_files import (
 )
 from wattline.drivers.grant_log import FencedError
 from wattline.drivers.trusted_files import replace_file
+from wattline.grants.ledger import Ledger
 from wattline.grants.node import Node
 from wattline.grants.node_state import Found
 from wattline.virtual.coordinator import FileCoordinator, new_epoch, read_spec
@@ -311,3 +312,17 @@ def test_a_spec_without_what_it_needs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text('{"nodes": []}')
     with pytest.raises(InputError, match="grants_dir"):
         read_spec(tmp_path / "spec.json")
+
+
+def test_a_limit_found_above_its_leave_before_the_first_grant_is_mended(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node without a grant writes nothing of its own accord: the coordinator must."""
+    gpu = next(iter(fleet.nodes[0].registers_w))
+    monkeypatch.setattr(Ledger, "found_above_w", property(lambda _: {gpu: 20.0}))
+    for node in fleet.nodes:
+        node.report(fleet.now_s)
+    fleet.start()
+    fleet.run(1.0)
+    assert fleet.status()["gpus"][gpu]["granted_w"] == 200.0
+    assert fleet.nodes[0].registers_w[gpu] == 200.0
