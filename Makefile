@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-node test control-plane lint format lock clean
+.PHONY: help demo demo-node test control-plane dynamo lint format lock clean
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +30,14 @@ demo: $(VENV)/.core ## Simulate the embedded default and write a report
 demo-node: $(VENV)/.agent ## A virtual 8-GPU node, its agent, a budget cut and a brake, live
 	$(BIN)/wattline demo-node
 
-test: $(READY) control-plane ## Run all tests
+test: $(READY) control-plane dynamo ## Run all tests
 	$(BIN)/python -m pytest -n 2 -rs
 
 control-plane: $(READY) # A real kube-apiserver and etcd for the contract tests, built once (needs Go)
 	$(BIN)/python tests/contract/kube/build_control_plane.py
+
+dynamo: $(READY) # Dynamo's frontend, mock workers and planner for the contract tests, built once
+	$(BIN)/python -m wattline.live.environment --planner
 
 lint: $(READY) ## Style, types and import contracts
 	$(BIN)/ruff check .
