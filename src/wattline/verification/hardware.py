@@ -29,7 +29,10 @@ class Level(NamedTuple):
 
 
 class Hardware(NamedTuple):
-    """requested_w: written last. floor_w, ceiling_w: clamps from out of band. lag: unsettled."""
+    """requested_w: written last. floor_w, ceiling_w: clamps from out of band. lag: unsettled.
+
+    requested_by: under a clamp, who asked for what it hides.
+    """
 
     gpu: int
     requested_w: float
@@ -38,6 +41,7 @@ class Hardware(NamedTuple):
     floor_w: float | None = None
     ceiling_w: float | None = None
     lag: tuple[Level, ...] = ()
+    requested_by: Origin = Origin.OURS
 
     def clamped_w(self, watts: float) -> float:
         """What is enforced when `watts` are asked for."""
@@ -48,9 +52,10 @@ class Hardware(NamedTuple):
     def enforce(self, requested_w: float, origin: Origin, settle: int) -> Hardware:
         """Take a request; who lowers a limit answers for no more than stood before."""
         enforced_w = self.clamped_w(requested_w)
+        asked_by = origin if enforced_w != requested_w else Origin.OURS
         if enforced_w == self.enforced_w:
             kept = min(origin, self.origin) if enforced_w == requested_w else self.origin
-            return self._replace(requested_w=requested_w, origin=kept)
+            return self._replace(requested_w=requested_w, origin=kept, requested_by=asked_by)
         lag = self.lag
         if enforced_w < self.enforced_w and settle > 0:
             mine = Level(settle, self.enforced_w, self.origin)
@@ -58,17 +63,23 @@ class Hardware(NamedTuple):
         raised_by_clamp = enforced_w > requested_w
         return self._replace(
             requested_w=requested_w,
+            requested_by=asked_by,
             enforced_w=enforced_w,
             origin=self.origin if raised_by_clamp else origin,
             lag=lag,
         )
 
     def clamp(self, floor_w: float | None, ceiling_w: float | None, settle: int) -> Hardware:
-        """Change the out-of-band clamps; an enforced limit that rises with it is an outsider's."""
+        """Change the out-of-band clamps.
+
+        A limit that a clamp raises is an outsider's; for one that comes back when a clamp is
+        lifted, whoever asked for it answers.
+        """
+        asked_by = self.origin if self.enforced_w == self.requested_w else self.requested_by
         clamped = self._replace(floor_w=floor_w, ceiling_w=ceiling_w)
-        before_w = self.enforced_w
-        after = clamped.enforce(self.requested_w, self.origin, settle)
-        return after if after.enforced_w <= before_w else after._replace(origin=Origin.OUTSIDE)
+        after = clamped.enforce(self.requested_w, asked_by, settle)
+        raised = after.enforced_w > max(self.enforced_w, self.requested_w)
+        return after._replace(origin=Origin.OUTSIDE) if raised else after
 
     def tick(self) -> Hardware:
         """Let one tick pass."""
@@ -85,7 +96,7 @@ class Hardware(NamedTuple):
 
     def forgotten(self) -> Hardware:
         """A new coordinator is in charge, which was never told."""
-        return self._recast(Origin.KNOWN, Origin.OUTSIDE, self.most_draw_w)
+        return self._recast(Origin.KNOWN, Origin.OUTSIDE, float("inf"))
 
     @property
     def booked_for_w(self) -> float:
@@ -105,7 +116,11 @@ class Hardware(NamedTuple):
             return new if origin is old and watts <= most_w else origin
 
         lag = tuple([each._replace(origin=recast(each.origin, each.watts)) for each in self.lag])
-        return self._replace(origin=recast(self.origin, self.enforced_w), lag=lag)
+        return self._replace(
+            origin=recast(self.origin, self.enforced_w),
+            requested_by=recast(self.requested_by, self.requested_w),
+            lag=lag,
+        )
 
 
 def _covers(new: Level, old: Level) -> bool:

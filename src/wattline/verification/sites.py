@@ -69,7 +69,9 @@ class Sites(SiteShelf):
 
     def restart(self, site: Site) -> int:
         """Start an agent on what is enforced and what its disk says."""
-        found = {gpu.gpu: Found(gpu.enforced_w, MIN_W, MAX_W) for gpu in site.hardware}
+        found = {
+            gpu.gpu: Found(gpu.enforced_w, MIN_W, MAX_W, gpu.requested_w) for gpu in site.hardware
+        }
         disk = site.disk
         journal = None
         if disk is not None:
@@ -88,9 +90,11 @@ class Sites(SiteShelf):
             for order in site.inbox[position]:
                 yield self._obey(site, order)
             yield from self._writing(site, position)
-            if gpu.enforced_w != machine.state(gpu.gpu).enforced_mw / 1000:
+            state = machine.state(gpu.gpu)
+            known_w = (state.enforced_mw / 1000, (state.register_mw or 0) / 1000)
+            if known_w != (gpu.enforced_w, gpu.requested_w):
                 node = machine.copy()
-                node.on_enforced(gpu.gpu, gpu.enforced_w, 0.0)
+                node.on_enforced(gpu.gpu, gpu.enforced_w, 0.0, gpu.requested_w)
                 yield self._changed(f"reads {watts_word(gpu.enforced_w)} of g{gpu.gpu}", site, node)
             yield from self._report(site, position)
         if any(machine.state(gpu).lease_end_s <= 0.0 for gpu in machine.gpus):
@@ -155,7 +159,7 @@ class Sites(SiteShelf):
             yield LocalStep(f"g{gpu.gpu} enforces {watts_word(done.enforced_w)}", self.put(after))
         else:
             node = machine.copy()
-            node.end_write(gpu.gpu, gpu.enforced_w, 0.0)
+            node.end_write(gpu.gpu, gpu.enforced_w, 0.0, gpu.requested_w)
             ended = site._replace(writes=put(site.writes, position, None))
             yield self._changed(
                 f"write returns: g{gpu.gpu} at {watts_word(gpu.enforced_w)}", ended, node
@@ -164,7 +168,7 @@ class Sites(SiteShelf):
     def _report(self, site: Site, position: int) -> Iterator[LocalStep]:
         gpu = site.hardware[position]
         node = self.machine(site).copy()
-        node.on_enforced(gpu.gpu, gpu.enforced_w, 0.0)
+        node.on_enforced(gpu.gpu, gpu.enforced_w, 0.0, gpu.requested_w)
         letter = Letter(node.report(gpu.gpu, 0.0), gpu.origin is Origin.OUTSIDE)
         for rest in room_for(site.outbox[position], self._bounds.in_flight):
             outbox = put(site.outbox, position, (*rest, letter))
@@ -260,7 +264,7 @@ class Sites(SiteShelf):
         if site.node != DEAD:
             node = self.machine(site).copy()
             node.drop_gpu(old.gpu)
-            node.add_gpu(new.gpu, Found(new.enforced_w, MIN_W, MAX_W), 0.0)
+            node.add_gpu(new.gpu, Found(new.enforced_w, MIN_W, MAX_W, new.requested_w), 0.0)
             after = self._with_node(after, node)
         return LocalStep(
             f"g{old.gpu} is replaced by g{new.gpu}", self.put(after), Fault.GPU_REPLACED
@@ -300,7 +304,7 @@ class Sites(SiteShelf):
         hardware, letters = [], []
         for gpu, write in zip(site.hardware, site.writes, strict=True):
             changed = self._written(node, gpu, write)
-            node.on_enforced(gpu.gpu, changed.enforced_w, 0.0)
+            node.on_enforced(gpu.gpu, changed.enforced_w, 0.0, changed.requested_w)
             hardware.append(changed)
             report = node.report(gpu.gpu, 0.0)
             letters.append(Letter(report, changed.origin is Origin.OUTSIDE))
@@ -318,10 +322,10 @@ class Sites(SiteShelf):
         settle = self._bounds.settle_ticks
         if write is not None:
             gpu = gpu if write.done else gpu.enforce(write.watts, Origin.OURS, settle)
-            node.end_write(gpu.gpu, gpu.enforced_w, 0.0)
+            node.end_write(gpu.gpu, gpu.enforced_w, 0.0, gpu.requested_w)
         watts = node.write_due(gpu.gpu, 0.0)
         if watts is not None:
             node.begin_write(gpu.gpu, watts, 0.0)
             gpu = gpu.enforce(watts, Origin.OURS, settle)
-            node.end_write(gpu.gpu, gpu.enforced_w, 0.0)
+            node.end_write(gpu.gpu, gpu.enforced_w, 0.0, gpu.requested_w)
         return gpu

@@ -28,7 +28,9 @@ def test_the_end_of_a_clamp_gives_back_what_was_asked_for() -> None:
     clamped = Hardware(0, 300.0, 300.0).clamp(None, 100.0, settle=1)
     assert clamped.enforced_w == 100.0
     free = clamped.clamp(None, None, settle=1)
-    assert (free.enforced_w, free.origin) == (300.0, Origin.OUTSIDE)
+    assert (free.enforced_w, free.origin) == (300.0, Origin.OURS)
+    rival = clamped.enforce(200.0, Origin.OUTSIDE, settle=1).clamp(None, None, settle=1)
+    assert (rival.enforced_w, rival.origin) == (200.0, Origin.OUTSIDE)
 
 
 def test_a_clamp_upwards_is_an_outsiders_doing() -> None:
