@@ -178,6 +178,18 @@ def resume(client: _Client, what: str, by: str, why: str) -> None:
     client.post("resume", {"by": by, "why": why, "what": what})
 
 
+@operate.command("attest-off")
+@click.argument("node")
+@_ordered
+@click.pass_obj
+def attest_off(client: _Client, node: str, by: str, why: str) -> None:
+    """Say that NODE, which no longer reports, is powered off: its watts come free.
+
+    Say it only of a node that you have seen to be off. A later report of it undoes this.
+    """
+    client.post("attest-off", {"by": by, "why": why, "node": node})
+
+
 class _Client:
     """Calls of one controller."""
 

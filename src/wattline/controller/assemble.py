@@ -151,7 +151,7 @@ def assemble(
         gatherer=gatherer,
     )
     controller = Controller(parts, clock, first_tick=first_tick, state=state)
-    desk = Desk(orders, budget, audit, clock, controller.wake)
+    desk = Desk(orders, budget, audit, clock, controller.attest_off, controller.wake)
     return Assembly(path, settings, controller, desk, clock)
 
 

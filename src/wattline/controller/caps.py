@@ -65,6 +65,9 @@ class Caps(Protocol):
     def set_terms(self, spec: ActuationSpec) -> None:
         """From now on grants carry these terms."""
 
+    def release(self, node: str, by: str, why: str, now_s: float) -> None:
+        """Book nothing for a node that `by` attests to be powered off or gone."""
+
     def act(self, caps: CapSteps, now_s: float) -> Mapping[str, int]:
         """Carry steps out as far as is allowed; how many were refused, by reason."""
 
@@ -101,6 +104,9 @@ class WatchedCaps:
 
     def set_terms(self, spec: ActuationSpec) -> None:
         """Nothing to keep."""
+
+    def release(self, node: str, by: str, why: str, now_s: float) -> None:
+        """Nothing is booked that could be released."""
 
     def act(self, caps: CapSteps, now_s: float) -> Mapping[str, int]:
         """Carry out nothing."""
@@ -259,6 +265,11 @@ class GrantedCaps:
     def set_terms(self, spec: ActuationSpec) -> None:
         """Grants from now on carry these terms."""
         self._lease_s, self._expiry_w, self._brake_w = spec.lease_s, spec.expiry_w, spec.brake_w
+
+    def release(self, node: str, by: str, why: str, now_s: float) -> None:
+        """Book nothing for the node's GPUs; a later report of one undoes that."""
+        for uuid in self._site.gpus_of(node):
+            self._coordinator.release(uuid, by, why, now_s)
 
     def act(self, caps: CapSteps, now_s: float) -> Mapping[str, int]:
         """Grant the steps, lowerings first, as far as watts are free; log, then send."""

@@ -71,8 +71,22 @@ class ResumeCommand(Command):
     """`all`, an order's id, a pool or a node."""
 
 
+class AttestOffCommand(Command):
+    """`/attest-off`: a node that no longer reports is powered off; its watts come free.
+
+    Only somebody who has seen that it is off may say so: nothing else stands behind it.
+    """
+
+    node: Words
+    """Node."""
+
+
 class Desk:
-    """Carries commands out. `changed` is called after each, so that the next tick comes at once."""
+    """Carries commands out.
+
+    attest_off: takes node, who and why. changed: called after each command, so that the next tick
+    comes at once.
+    """
 
     def __init__(
         self,
@@ -80,12 +94,14 @@ class Desk:
         budget: BudgetDesk,
         audit: Audit,
         now: Callable[[], float],
+        attest_off: Callable[[str, str, str], None],
         changed: Callable[[], None],
     ) -> None:
         self._orders = orders
         self._budget = budget
         self._audit = audit
         self._now = now
+        self._attest_off = attest_off
         self._changed = changed
 
     def __call__(self, name: str, body: bytes) -> str:
@@ -96,6 +112,7 @@ class Desk:
             "pin": self._pin,
             "cordon": self._cordon,
             "resume": self._resume,
+            "attest-off": self._attest,
         }
         if name not in handlers:
             raise InputError("command", name, f"use one of {', '.join(handlers)}")
@@ -162,6 +179,12 @@ class Desk:
         command = _parsed(ResumeCommand, body)
         count = self._orders.resume(command.what, command.by, command.why, self._now())
         return f"{count} orders are taken back"
+
+    def _attest(self, body: bytes) -> str:
+        command = _parsed(AttestOffCommand, body)
+        self._attest_off(command.node, command.by, command.why)
+        self._audit.note(self._now(), "attested off", command.by, command.why, node=command.node)
+        return f"{command.node} is taken to be powered off until it reports"
 
     def _times(self, command: Timed) -> tuple[float, float | None]:
         now_s = round(self._now(), 3)

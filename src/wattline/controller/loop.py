@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
@@ -38,7 +39,7 @@ from wattline.controller.sources import (
 from wattline.controller.view import Counters, NodeView, TickView
 from wattline.core.decide import decide
 from wattline.core.decision import Decision
-from wattline.core.errors import SafetyError, WattlineError
+from wattline.core.errors import InputError, SafetyError, WattlineError
 from wattline.core.fleet import Setting
 from wattline.core.snapshot import DemandView, Phase, Snapshot
 from wattline.core.state import State
@@ -106,6 +107,7 @@ class Controller:
         self._replica_problems: list[str] = []
         self._decision_why: str | None = None
         self._reload = ""
+        self._attested: SimpleQueue[tuple[str, str, str]] = SimpleQueue()
         self._wake = threading.Event()
         self._stop = threading.Event()
 
@@ -113,6 +115,20 @@ class Controller:
 
     def wake(self) -> None:
         """Ask for a tick now."""
+        self._wake.set()
+
+    def attest_off(self, node: str, by: str, why: str) -> None:
+        """Take somebody's word that a silent node is powered off: with the next tick.
+
+        InputError for a node that is not there, or that is still heard.
+        """
+        view = self.view
+        found = [] if view is None else [entry for entry in view.nodes if entry.name == node]
+        if not found:
+            raise InputError("node", node, f"use one of {', '.join(self.parts.site.nodes)}")
+        if found[0].why is None:
+            raise InputError("node", node, "it still reports: switch it off first")
+        self._attested.put((node, by, why))
         self._wake.set()
 
     def stop(self) -> None:
@@ -177,6 +193,8 @@ class Controller:
         now_s = round(self._clock(), 3)
         replicas, replicas_why = self._replica_views()
         outcomes = parts.gatherer.gather(self._calls(now_s, replicas))
+        self._release_attested(now_s)
+        # After that, because a report of a released GPU books it again.
         self._hear(outcomes, now_s)
         in_force = parts.budget.now(now_s)
         if in_force.budget.version != self._budget_version:
@@ -246,6 +264,12 @@ class Controller:
                     self.parts.budget.above(report.budget_version)
             else:
                 watch.miss(report.why)
+
+    def _release_attested(self, now_s: float) -> None:
+        while not self._attested.empty():
+            node, by, why = self._attested.get()
+            self.parts.caps.release(node, by, why, now_s)
+            log.warning("released", extra={"audit": True, "node": node, "by": by, "why": why})
 
     def _demand(
         self, outcomes: Mapping[str, Any], now_s: float

@@ -33,7 +33,7 @@ _HTTP = """
 | `GET /healthz` | 200 while ticks come, else 503 |
 | `GET /readyz` | 200, or 503 with a line per problem |
 | `GET /state` | the newest tick as JSON |
-| `POST /budget`, `/hold`, `/pin`, `/cordon`, `/resume` | a command as JSON, with the token |
+| `POST /budget`, `/hold`, `/pin`, ... | a command of those below as JSON, with the token |
 
 Commands need `Authorization: Bearer TOKEN`, the content of `token_file`; without a `token_file`
 they are refused. Where `listen` is not loopback, reading needs the token too, but for the two
@@ -64,6 +64,7 @@ _COMMANDS = (
     commands.PinCommand,
     commands.CordonCommand,
     commands.ResumeCommand,
+    commands.AttestOffCommand,
 )
 
 

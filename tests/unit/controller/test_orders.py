@@ -279,3 +279,25 @@ def test_a_budget_set_for_a_time_ends(world: World) -> None:
     later = desk.now(now_s + 5)
     assert later.budget.total_w == 2000.0
     assert later.budget.version == first.budget.version + 1
+
+
+def test_watts_of_a_node_that_is_off_come_free_on_somebodys_word(world: World) -> None:
+    world.run(5)
+    with pytest.raises(InputError, match="still reports"):
+        give(world, "attest-off", node="n1")
+    with pytest.raises(InputError, match="use one of n1"):
+        give(world, "attest-off", node="n2")
+    controller = world.assembly.controller
+    for _ in range(10):
+        world.clock.now_s += 1.0
+        controller.tick()
+    assert controller.view is not None
+    assert sum(controller.view.caps.booked_w) > 800.0
+    give(world, "attest-off", node="n1")
+    world.clock.now_s += 1.0
+    controller.tick()
+    assert sum(controller.view.caps.booked_w) == 0.0
+    audit = (world.folder / "state" / "audit.jsonl").read_text()
+    assert '"attested off"' in audit
+    world.run(5)
+    assert sum(controller.view.caps.booked_w) >= world.enforced_w
