@@ -43,6 +43,11 @@ def test_what_may_be_left_out() -> None:
     assert (role.min_replicas, role.wanted_replicas) == (1, None)
 
 
+def test_aggregated_workers_are_decode_to_the_planner() -> None:
+    plan = decode_state(document(roles={"aggregated": {"watts_per_replica_w": 5}}), where="p").plan
+    assert list(plan.roles) == ["decode"]
+
+
 @pytest.mark.parametrize(
     ("content", "where"),
     [
@@ -61,6 +66,10 @@ def test_what_may_be_left_out() -> None:
             "min_replicas",
         ),
         (document(roles={"decode": 5}), "plan: roles: decode"),
+        (
+            document(roles={k: {"watts_per_replica_w": 5} for k in ("decode", "aggregated")}),
+            "aggregated alone",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(content: bytes, where: str) -> None:
@@ -118,19 +127,43 @@ def test_the_reader_reads_what_was_replaced_and_only_that(tmp_path: Path) -> Non
     assert reads.seen.age_s(clocks.now_s) == 0.0
 
 
-def test_a_wall_clock_that_is_set_does_not_make_a_plan_younger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("set_by_s", [-3600.0, 3600.0])
+def test_a_wall_clock_that_is_set_makes_no_plan_younger_or_older(
+    tmp_path: Path, set_by_s: float
+) -> None:
     path, clocks = tmp_path / "plan.json", Clocks()
     write_state(path, PLAN, made_s=1000.0)
     reads = reader(path, clocks)
     reads.look()
     clocks.run(20.0)
-    clocks.wall_s -= 3600.0
+    clocks.wall_s += set_by_s
     assert reads.seen is not None
     assert reads.seen.age_s(clocks.now_s) == 20.0
-    write_state(path, planned(1.0, version=8), made_s=1020.0)
+    reads.look()
+    clocks.run(0.5)
+    # The writer's clock is what it was at its start.
+    write_state(path, planned(1.0, version=8), made_s=1020.5)
+    assert reads.look()
+    assert reads.fault is None
+    assert reads.seen.plan.version == 8
+    assert reads.seen.age_s(clocks.now_s) == 0.5
+
+
+def test_an_old_file_is_old_and_one_from_the_future_is_refused(tmp_path: Path) -> None:
+    path, clocks = tmp_path / "plan.json", Clocks()
+    write_state(path, PLAN, made_s=1010.0)
+    reads = reader(path, clocks)
     reads.look()
     assert "from the future" in (reads.fault or "")
-    assert reads.seen.plan.version == 7
+    assert reads.seen is None
+    write_state(path, PLAN, made_s=999.0)
+    reads.look()
+    clocks.run(30.0)
+    reads.look()
+    write_state(path, planned(1.0, version=6), made_s=940.0)  # a copy of an old one
+    reads.look()
+    assert reads.seen is not None
+    assert reads.seen.age_s(clocks.now_s) == 90.0
 
 
 def test_a_torn_or_foreign_file_leaves_the_old_plan_to_age(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@
       }
     }
 
-The controller replaces it at every tick, changed or not: its age is how the plugin knows that
-somebody still plans. Keys that this schema does not know are ignored.
+The role `aggregated` may stand for `decode`, as the planner calls workers that do both. The
+controller replaces the file at every tick, changed or not: its age is how the
+plugin knows that somebody still plans. Keys that this schema does not know are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from wattline.core.errors import InputError
 from wattline.drivers.dynamo.plugin.constrain import PowerPlan, RolePlan
-from wattline.drivers.dynamo.plugin.messages import ROLES
+from wattline.drivers.dynamo.plugin.messages import DECODE, PREFILL
 from wattline.drivers.json_fields import Fields, parse
 from wattline.drivers.trusted_files import read_trusted, replace_file
 
@@ -35,6 +36,7 @@ SCHEMA = 1
 MAX_BYTES = 64 * 1024
 LARGEST_W = 1e9
 """A gigawatt: more than any site."""
+_ROLE_OF = {"prefill": PREFILL, "decode": DECODE, "aggregated": DECODE}
 _LATEST_S = 1e11
 _MOST_REPLICAS = 100_000
 _CLOCK_SLACK_S = 5.0
@@ -92,9 +94,10 @@ def decode_state(content: bytes, *, where: str) -> StateFile:
     listed = document.object("roles")
     if listed is None:
         raise document.refusal("roles", "must name the watts of at least one role")
-    roles = {name: _role(listed, name) for name in ROLES if listed.has(name)}
-    if not roles:
-        raise document.refusal("roles", f"must name one of {', '.join(ROLES)}")
+    named = [name for name in _ROLE_OF if listed.has(name)]
+    roles = {_ROLE_OF[name]: _role(listed, name) for name in named}
+    if not roles or len(roles) < len(named):
+        raise document.refusal("roles", "must name prefill, decode or both; or aggregated alone")
     plan = PowerPlan(
         version=document.count("version"),
         budget_w=document.number("budget_w", LARGEST_W),
@@ -128,6 +131,8 @@ class StateReader:
         self._wall = wall
         self._now = now
         self._mark: tuple[int, int, int] | None = None
+        self._made_s: float | None = None
+        self._looked_s = now()
         self.seen: Seen | None = None
         """The newest plan that could be read; it stays when a later file cannot be."""
         self.fault: str | None = None
@@ -135,6 +140,7 @@ class StateReader:
 
     def look(self) -> bool:
         """Read it if it was replaced; True if `seen` or `fault` may have changed."""
+        looked_s, self._looked_s = self._looked_s, self._now()
         try:
             found = os.stat(self._path)
         except OSError as error:
@@ -145,18 +151,32 @@ class StateReader:
         try:
             content = read_trusted(self._path, max_bytes=MAX_BYTES)
             state = decode_state(content, where=str(self._path))
-            behind_s = self._wall() - state.made_s
-            if behind_s < -_CLOCK_SLACK_S:
-                remedy = "it is from the future: set the clock, or write it anew"
-                raise InputError(f"{self._path}: made_s", state.made_s, remedy)
+            behind_s = self._behind_s(state.made_s, looked_s)
         except InputError as error:
             self._mark = mark
             return self._failed(str(error))
         except OSError as error:
             return self._failed(f"{self._path}: {error.strerror or error}")
         self._mark, self.fault = mark, None
-        self.seen = Seen(state.plan, self._now(), max(0.0, behind_s))
+        self.seen = Seen(state.plan, self._now(), behind_s)
+        self._made_s = state.made_s
         return True
+
+    def _behind_s(self, made_s: float, looked_s: float) -> float:
+        """Age of a file just read. A newer one than the last was written since the last look.
+
+        So only for the first one, and for a copy of an old one, two wall clocks are compared; that
+        one of them is set while both run does no harm.
+        """
+        newer = self._made_s is not None and made_s > self._made_s
+        bounds = [self._now() - looked_s] if newer else []
+        behind_s = self._wall() - made_s
+        if behind_s >= -_CLOCK_SLACK_S:
+            bounds.append(max(0.0, behind_s))
+        if not bounds:
+            remedy = "it is from the future: set the clock, or write it anew"
+            raise InputError(f"{self._path}: made_s", made_s, remedy)
+        return min(bounds)
 
     def _failed(self, why: str) -> bool:
         changed = why != self.fault
