@@ -14,9 +14,10 @@ from wattline.controller.budget import BudgetDesk
 from wattline.controller.caps import Caps, GrantedCaps, WatchedCaps, newest_epoch
 from wattline.controller.commands import Desk
 from wattline.controller.gather import Gatherer
-from wattline.controller.loop import Controller, Parts
+from wattline.controller.loop import Controller
 from wattline.controller.nodes import NodeWatch, open_node
 from wattline.controller.operator import Audit, OrderBook
+from wattline.controller.parts import Parts
 from wattline.controller.plugin_plan import PluginFiles
 from wattline.controller.replicas import FixedReplicas
 from wattline.controller.settings import (

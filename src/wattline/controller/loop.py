@@ -11,32 +11,23 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
-from wattline.controller.admission import AdmissionDesk
-from wattline.controller.budget import BudgetDesk, InForce
-from wattline.controller.caps import Caps, CapsView
-from wattline.controller.gather import Failure, Gatherer
-from wattline.controller.nodes import NodeWatch
+from wattline.controller.budget import InForce
+from wattline.controller.gather import Failure
 from wattline.controller.observe import Seen, snapshot_of
-from wattline.controller.operator import OrderBook
-from wattline.controller.plugin_plan import PluginFiles
+from wattline.controller.parts import Parts, node_views, problems_of
 from wattline.controller.replicas import ReplicaNumbers, carry_out_replicas
-from wattline.controller.site import Site
 from wattline.controller.sources import (
     NO_LOAD,
-    DemandSource,
-    LoadSource,
-    NodeSource,
-    Replicas,
     ReplicaView,
     no_demand,
 )
-from wattline.controller.view import Counters, NodeView, TickView
+from wattline.controller.view import Counters, TickView
 from wattline.core.decide import decide
 from wattline.core.decision import Decision
 from wattline.core.errors import InputError, SafetyError, WattlineError
@@ -47,33 +38,11 @@ from wattline.drivers.dynamo.sources import DemandReading, PoolLoad
 from wattline.drivers.grant_files import NodeReport
 from wattline.drivers.grant_log import FencedError
 from wattline.recording.orders import Carried, Order, OrderKind, carry_out
-from wattline.recording.segments import FlightRecorder, RecorderStatus
 
 log = logging.getLogger(__name__)
 
 LEAST_PAUSE_S = 0.05
 """Between two ticks, however often somebody asks for one."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Parts:
-    """What a controller is made of. demand: per deployment; loads: per pool; None: no source."""
-
-    site: Site
-    advisory: bool
-    watches: Sequence[NodeWatch]
-    reports: Sequence[NodeSource]
-    demand: Sequence[DemandSource | None]
-    loads: Sequence[LoadSource | None]
-    worker_urls: Mapping[str, Sequence[str]]
-    replicas: Replicas
-    caps: Caps
-    admission: AdmissionDesk
-    plugin: PluginFiles
-    budget: BudgetDesk
-    orders: OrderBook
-    recorder: FlightRecorder
-    gatherer: Gatherer
 
 
 class Controller:
@@ -392,16 +361,10 @@ class Controller:
         parts = self.parts
         caps = parts.caps.view(parts.watches, snapshot.time_s)
         recorder = parts.recorder.status
-        nodes = tuple(
-            NodeView(
-                name=watch.name,
-                age_s=watch.age_s(snapshot.time_s),
-                why=watch.silent(snapshot.time_s),
-                mode=None if watch.report is None else watch.report.mode,
-                braked=watch.report is not None and watch.report.braked,
-            )
-            for watch in parts.watches
-        )
+        nodes = node_views(parts, snapshot.time_s)
+        own = list(self._replica_problems)
+        if self._decision_why is not None:
+            own.append(self._decision_why)
         made_s = monotonic()
         return TickView(
             made_s=made_s,
@@ -416,27 +379,7 @@ class Controller:
             frontends=parts.admission.views,
             admission_mode=parts.admission.mode,
             recorder=recorder,
-            problems=self._problems(nodes, caps, recorder),
+            problems=(*problems_of(parts, nodes, caps, recorder), *own),
             reload=self._reload,
             counters=self._counters,
-        )
-
-    def _problems(
-        self, nodes: Sequence[NodeView], caps: CapsView, recorder: RecorderStatus
-    ) -> tuple[str, ...]:
-        """What needs a person."""
-        parts = self.parts
-        return (
-            *(node.why for node in nodes if node.why is not None),
-            *(
-                f"node {node.name}: its agent runs in mode {node.mode}: it takes no grants"
-                for node in nodes
-                if node.mode not in (None, "grants") and caps.epoch is not None
-            ),
-            *caps.problems,
-            *parts.admission.problems,
-            *parts.plugin.problems,
-            *self._replica_problems,
-            *([] if self._decision_why is None else [self._decision_why]),
-            *([] if recorder.why is None else [f"recording: {recorder.why}"]),
         )
