@@ -284,7 +284,8 @@ class Node(Holdings[Gpu]):
         """
         state = self._gpus[gpu]
         enforced_mw = milliwatts(f"enforced limit of {gpu}", enforced_w)
-        stood = enforced_mw == state.enforced_mw
+        # What a clamp hid may have come back for a moment since the reading before.
+        stood = enforced_mw == state.enforced_mw and not state.comes_back_mw
         writing_mw = state.writing_mw
         if writing_mw is not None and state.write_returned:
             # Another limit may have stood in between, from the begin of the call until now.
