@@ -5,7 +5,7 @@ from wattline.grants.node_state import Found
 
 
 def test_a_clamp_lifted_between_two_readings_does_not_count_as_standing() -> None:
-    """Clamped to 100 W, free for a moment at 300 W, written to 100 W: the draw still follows 300."""
+    """Clamped to 100 W, free for a moment at 300 W, written to 100 W: the draw lags at 300 W."""
     node = Node({0: Found(300.0, 100.0, 300.0, requested_w=300.0)}, incarnation=1)
     node.on_enforced(0, 100.0, 1.0, requested_w=300.0)
     node.begin_write(0, 100.0, 50.0)
