@@ -222,6 +222,9 @@ class GrantedCaps:
                     f"GPU {entry.gpu} accepts up to {largest_w:g} W, its product {known_w:g} W: "
                     "correct the pool's gpu"
                 )
+        self._check_fence()
+
+    def _check_fence(self) -> None:
         if self._coordinator.fenced_by is not None:
             raise FencedError(
                 f"epoch {self._coordinator.fenced_by} is in force on a node: another controller "
@@ -273,6 +276,7 @@ class GrantedCaps:
 
     def act(self, caps: CapSteps, now_s: float) -> Mapping[str, int]:
         """Grant the steps, lowerings first, as far as watts are free; log, then send."""
+        self._check_fence()
         refused: Counter[str] = Counter()
         ledger = self._coordinator.ledger
         steps = list(zip(caps.gpu, caps.cap_w, caps.clock, strict=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from wattline.recording.codec import (
 )
 from wattline.recording.orders import LINE_START, Carried, carried_from_json
 from wattline.recording.segments import segment_files, segment_lines
+
+_SNAPSHOT_START = b'{"schema":"wattline.snapshot/'
 
 Lines = Iterator[tuple[int, bytes]]
 
@@ -134,11 +137,29 @@ class Recording:
         if not self._segments:
             return _last(self.ticks())
         for path in reversed(self._segments):
-            lines = segment_lines(path, self.notes.append)
+            lines = _tail(segment_lines(path, self.notes.append))
             found = _last(_ticks(path, lines, self.notes.append))
             if found is not None:
                 return found
         return None
+
+
+def _tail(lines: Lines) -> Lines:
+    """The header and the last two ticks, unread but for how their lines begin.
+
+    The last tick's state is the decision of the one before.
+    """
+    header = next(lines, None)
+    if header is None:
+        return
+    yield header
+    # Two ticks of up to three lines, and a snapshot that is being written.
+    newest = deque(lines, maxlen=7)
+    begun = False
+    for number, line in newest:
+        begun = begun or line.startswith(_SNAPSHOT_START)
+        if begun:
+            yield number, line
 
 
 def _last(ticks: Iterator[Tick]) -> Tick | None:

@@ -69,6 +69,7 @@ class FakeAgent:
         self.incarnation = incarnation
         self.enforced_w = dict.fromkeys(UUIDS, enforced_w)
         self.obeys = True
+        self.mode = "grants"
         self.start()
 
     def start(self, now_s: float = 0.0) -> None:
@@ -109,7 +110,7 @@ class FakeAgent:
             version="test",
             incarnation=self.incarnation,
             report_sequence=max(report.report_sequence for report in reports.values()),
-            mode="grants",
+            mode=self.mode,
             gpus=tuple(
                 GpuReport(
                     gpu=uuid,

@@ -10,6 +10,8 @@ from controller_world import MAX_W, UUIDS, World
 
 from wattline.controller.budget import Override
 from wattline.core.errors import InputError
+from wattline.drivers.grant_log import FencedError
+from wattline.grants.messages import Adopt
 from wattline.recording.record import Recording
 from wattline.sim.replay import replay
 
@@ -276,3 +278,45 @@ def test_a_budget_below_all_lowest_limits_is_refused(tmp_path: Path) -> None:
     world = World(tmp_path, budget={"total_w": 700})
     with pytest.raises(InputError, match="lowest limits"):
         world.start()
+
+
+def test_a_controller_that_was_overtaken_stops_and_changes_nothing(world: World) -> None:
+    world.run(5)
+    before = (world.folder / "grants" / "n1.json").read_bytes()
+    ours = world.assembly.controller.view
+    assert ours is not None
+    assert ours.caps.epoch is not None
+    world.agent.node.on_adopt(
+        Adopt(gpu=UUIDS[0], incarnation=1, epoch=ours.caps.epoch + (1 << 21), sequence=1)
+    )
+    with pytest.raises(FencedError, match="another controller has taken over"):
+        world.run(1)
+    with pytest.raises(FencedError):
+        world.assembly.controller.run(0.05)
+    assert (world.folder / "grants" / "n1.json").read_bytes() == before
+
+
+def test_an_agent_that_takes_no_grants_is_a_problem(world: World) -> None:
+    world.run(2)
+    world.agent.mode = "annotations"
+    world.run(2)
+    view = world.assembly.controller.view
+    assert view is not None
+    assert any("mode annotations: it takes no grants" in why for why in view.problems)
+
+
+def test_the_loop_runs_on_over_a_defect_and_ends_when_asked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = world.assembly.controller
+    ticks = []
+
+    def broken() -> None:
+        ticks.append(1)
+        if len(ticks) == 3:
+            controller.stop()
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(controller, "tick", broken)
+    controller.run(0.05)
+    assert len(ticks) == 3

@@ -14,6 +14,7 @@ from controller_world import World
 
 from wattline.core.errors import InputError
 from wattline.recording.codec import Header, decision_to_json
+from wattline.recording.orders import carry_out
 from wattline.recording.record import Recording, Tick
 from wattline.recording.segments import LEAST_SEGMENT_BYTES, FlightRecorder, segment_files
 from wattline.sim.explain import overview
@@ -234,3 +235,28 @@ def test_an_empty_folder_and_a_folder_without_a_header_are_refused(tmp_path: Pat
 def test_sizes_that_cannot_work_are_refused(ticks: list[Tick], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two fit"):
         recorder(tmp_path, ticks[0].header, total_bytes=LEAST_SEGMENT_BYTES)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+@pytest.mark.parametrize("torn", [False, True])
+def test_the_last_tick_is_found_with_its_state(
+    ticks: list[Tick], tmp_path: Path, count: int, torn: bool
+) -> None:
+    made = recorder(tmp_path, ticks[0].header)
+    for tick in ticks[:count]:
+        carried = carry_out(tick.snapshot, tick.decision, (), tick.header.settings)
+        made.append(tick.snapshot, tick.decision, carried)
+    if torn:
+        made.append(ticks[0].snapshot, ticks[0].decision)
+        path = segment_files(tmp_path)[-1]
+        path.write_bytes(path.read_bytes()[:-20])
+    last = Recording(tmp_path).last_tick()
+    assert last is not None
+    if not torn:
+        assert (last.snapshot, last.decision) == (
+            ticks[count - 1].snapshot,
+            ticks[count - 1].decision,
+        )
+        assert last.carried is not None
+        assert last.line == 3 * count
+    assert last.snapshot.state is not None or last.snapshot.tick == 0
