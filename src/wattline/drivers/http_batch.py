@@ -80,7 +80,10 @@ class HttpBatch:
 
     def run(self, calls: Sequence[Call]) -> list[Answer | Unanswered]:
         """The answers, in the order of the calls; failures stand in their place."""
-        return self._loop.run_until_complete(self._all(calls))
+        answers = self._loop.run_until_complete(self._all(calls))
+        # What one server wants remembered is nothing to tell another on the same host.
+        self._client.cookies.clear()
+        return answers
 
     def close(self) -> None:
         """Close all connections."""
@@ -154,11 +157,10 @@ def _refused(error: BaseException) -> bool:
     refused = False
     while causes:
         cause = causes.pop()
+        follow = cause.__cause__ or cause.__context__
         if isinstance(cause, BaseExceptionGroup):
             causes.extend(cause.exceptions)
-        elif cause.__cause__ is not None or cause.__context__ is not None:
-            follow = cause.__cause__ or cause.__context__
-            assert follow is not None
+        elif follow is not None:
             causes.append(follow)
         elif isinstance(cause, ConnectionRefusedError):
             refused = True
