@@ -23,14 +23,7 @@ from wattline.virtual.node import VirtualNode
 pytest_plugins = ("virtual_fixtures",)
 
 WATTLINE = (sys.executable, "-c", "from wattline.cli.main import main; main()")
-# As the command's own entry point, whichever commands the table of the command line lists.
-RUN = (
-    sys.executable,
-    "-c",
-    "from wattline.cli.main import COMMANDS, Entry, main;"
-    "COMMANDS.setdefault('run', Entry('wattline.cli.run:run', '', 'sim')); main()",
-    "run",
-)
+RUN = (*WATTLINE, "run")
 DEADLINE_S = 60.0
 TOKEN = "0123456789abcdef0123456789abcdef"
 
