@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
+from typing import Any, cast
 
 import pytest
 from observe_fixtures import Asked, Reply, dead_url, page_bytes, serving
 
+from wattline.core.snapshot import Phase
 from wattline.drivers.dynamo.frontend import frontend_families
 from wattline.drivers.dynamo.pages import Missing, parse_page
 from wattline.drivers.dynamo.sources import WorkerLoads
@@ -17,6 +20,8 @@ from wattline.drivers.dynamo.workers import (
     read_frontend_workers,
     read_worker,
 )
+from wattline.live.worker_page import render
+from wattline.live.worker_signals import metrics_of
 
 PREFILL, DECODE = 0x6F5F7B9206BB3120, 0xB11BDB50C4D5B0AA
 OURS = b"""# TYPE wattline_worker_ready gauge
@@ -45,6 +50,21 @@ def test_our_own_worker_tells_everything() -> None:
     assert (worker.queued_prefill_tokens, worker.active_kv_tokens) == (300, 5000)
     assert (worker.running, worker.waiting, worker.in_flight) == (7, 2, 9)
     assert worker.kv_share == 0.25
+
+
+class _Ones:
+    """Whatever is asked of it is 1."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _Ones() if name in ("load", "lag", "engine") else 1.0
+
+
+def test_the_page_that_our_worker_writes_has_what_is_read() -> None:
+    metrics = metrics_of(cast(Any, _Ones()), Phase.READY)
+    worker = _worker(render({"pool": 'a "decode" pool'}, metrics).encode())
+    for each in fields(worker):
+        assert not isinstance(getattr(worker, each.name), Missing)
+    assert (worker.queued_prefill_tokens, worker.kv_share, worker.running) == (1, 1, 1)
 
 
 def test_an_engine_tells_running_requests_and_a_share_of_its_cache() -> None:
