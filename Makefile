@@ -31,7 +31,7 @@ demo-node: $(VENV)/.agent ## A virtual 8-GPU node, its agent, a budget cut and a
 	$(BIN)/wattline demo-node
 
 test: $(READY) control-plane dynamo ## Run all tests
-	$(BIN)/python -m pytest -n 2 -rs
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -rs
 
 control-plane: $(READY) # A real kube-apiserver and etcd for the contract tests, built once (needs Go)
 	$(BIN)/python tests/contract/kube/build_control_plane.py
