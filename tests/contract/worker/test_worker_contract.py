@@ -197,8 +197,10 @@ def test_a_drain_under_load_loses_nothing(dynamo: Environment, tmp_path: Path) -
         for thread in threads:
             thread.start()
         try:
-            url = made.view(first).metrics_url
-            _wait_until(lambda: made.page(url)["wattline_worker_running_requests"] > 0)
+            # Ready says that a worker serves; the frontend knows it once it has sent it a request.
+            for worker in (first, second):
+                url = made.view(worker).metrics_url
+                _wait_until(lambda url=url: made.page(url)["wattline_worker_running_requests"] > 0)
             made.supervisor.drain(first)
             dead = made.wait_for(first, WorkerPhase.DEAD)
             ended = len(answers)
