@@ -206,91 +206,93 @@ def _within(name: str, *faults: Fault, **changes: Any) -> Bounds:
     return replace(bounds, **changes)
 
 
+_BROKEN: list[tuple[str, Rule, Callable[[Bounds], World], Bounds]] = [
+    (
+        "raise before verify",
+        Rule.VERIFY_BEFORE_FREE,
+        partial(_ledger, _RaisesBeforeVerify),
+        _within("v"),
+    ),
+    (
+        "release before the settle time",
+        Rule.SETTLE_BEFORE_FREE,
+        partial(_ledger, _ReleasesBeforeSettling),
+        _within("v"),
+    ),
+    (
+        "free on silence",
+        Rule.SILENCE_FREES_NOTHING,
+        partial(_ledger, _FreesOnSilence),
+        _within("v"),
+    ),
+    (
+        "forget issued grants at expiry",
+        Rule.EXPIRY_FREES_NOTHING,
+        partial(_ledger, _ForgetsAtExpiry),
+        _within("v", lease_ticks=1, **_ALONE),
+    ),
+    (
+        "forget issued grants at restart",
+        Rule.DURABLE_BEFORE_SENT,
+        _forgetful,
+        _within("v", Fault.COORDINATOR_CRASH, **_ALONE),
+    ),
+    (
+        "send before logging",
+        Rule.DURABLE_BEFORE_SENT,
+        partial(_coordinator, _SendsBeforeLogging),
+        _within("v", Fault.COORDINATOR_CRASH, **_ALONE),
+    ),
+    (
+        "ignore a rival writer",
+        Rule.BOOKED_AS_FOUND,
+        partial(_ledger, _IgnoresRivals),
+        _within("v", Fault.RIVAL_WRITE),
+    ),
+    (
+        "accept an old epoch",
+        Rule.EPOCH_FENCES,
+        partial(_node, _AcceptsOldEpochs),
+        _within("v", Fault.HANDOVER, in_flight=2, settle_ticks=0, **_ALONE),
+    ),
+    (
+        "obey what comes last",
+        Rule.NEWEST_ONLY,
+        partial(_node, _ObeysOldGrants),
+        _within("v", in_flight=2, replans=2, **_ALONE),
+    ),
+    (
+        "trust a report that answers nothing",
+        Rule.ECHO_PROVES,
+        partial(_ledger, _TrustsStrangers),
+        _within("v", Fault.NODE_CRASH, **_ALONE),
+    ),
+    (
+        "restore as if it were free",
+        Rule.RESTORE_IS_A_RAISE,
+        partial(_node, _RestoresForFree),
+        _within("v", Fault.RESTORE),
+    ),
+    (
+        "hide a write under way",
+        Rule.WRITES_UNDER_WAY_ARE_HELD,
+        partial(_node, _HidesWritesUnderWay),
+        _within("v", Fault.BRAKE, **_ALONE),
+    ),
+    (
+        "settle time without a margin for clocks",
+        Rule.SETTLE_BEFORE_FREE,
+        _plain,
+        _within("v", Fault.COORDINATOR_CLOCK_FAST),
+    ),
+]
+
+
 def variants() -> tuple[Variant, ...]:
     """All broken protocols."""
-    made: list[tuple[str, Rule, Callable[[Bounds], World], Bounds]] = [
-        (
-            "raise before verify",
-            Rule.VERIFY_BEFORE_FREE,
-            partial(_ledger, _RaisesBeforeVerify),
-            _within("v"),
-        ),
-        (
-            "release before the settle time",
-            Rule.SETTLE_BEFORE_FREE,
-            partial(_ledger, _ReleasesBeforeSettling),
-            _within("v"),
-        ),
-        (
-            "free on silence",
-            Rule.SILENCE_FREES_NOTHING,
-            partial(_ledger, _FreesOnSilence),
-            _within("v"),
-        ),
-        (
-            "forget issued grants at expiry",
-            Rule.EXPIRY_FREES_NOTHING,
-            partial(_ledger, _ForgetsAtExpiry),
-            _within("v", lease_ticks=1, **_ALONE),
-        ),
-        (
-            "forget issued grants at restart",
-            Rule.DURABLE_BEFORE_SENT,
-            _forgetful,
-            _within("v", Fault.COORDINATOR_CRASH, **_ALONE),
-        ),
-        (
-            "send before logging",
-            Rule.DURABLE_BEFORE_SENT,
-            partial(_coordinator, _SendsBeforeLogging),
-            _within("v", Fault.COORDINATOR_CRASH, **_ALONE),
-        ),
-        (
-            "ignore a rival writer",
-            Rule.BOOKED_AS_FOUND,
-            partial(_ledger, _IgnoresRivals),
-            _within("v", Fault.RIVAL_WRITE),
-        ),
-        (
-            "accept an old epoch",
-            Rule.EPOCH_FENCES,
-            partial(_node, _AcceptsOldEpochs),
-            _within("v", Fault.HANDOVER, in_flight=2, settle_ticks=0, **_ALONE),
-        ),
-        (
-            "obey what comes last",
-            Rule.NEWEST_ONLY,
-            partial(_node, _ObeysOldGrants),
-            _within("v", in_flight=2, replans=2, **_ALONE),
-        ),
-        (
-            "trust a report that answers nothing",
-            Rule.ECHO_PROVES,
-            partial(_ledger, _TrustsStrangers),
-            _within("v", Fault.NODE_CRASH, **_ALONE),
-        ),
-        (
-            "restore as if it were free",
-            Rule.RESTORE_IS_A_RAISE,
-            partial(_node, _RestoresForFree),
-            _within("v", Fault.RESTORE),
-        ),
-        (
-            "hide a write under way",
-            Rule.WRITES_UNDER_WAY_ARE_HELD,
-            partial(_node, _HidesWritesUnderWay),
-            _within("v", Fault.BRAKE, **_ALONE),
-        ),
-        (
-            "settle time without a margin for clocks",
-            Rule.SETTLE_BEFORE_FREE,
-            _plain,
-            _within("v", Fault.COORDINATOR_CLOCK_FAST),
-        ),
-    ]
     return tuple(
         [
             Variant(name, rule, replace(bounds, name=name), build)
-            for name, rule, build, bounds in made
+            for name, rule, build, bounds in _BROKEN
         ]
     )
