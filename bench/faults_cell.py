@@ -37,6 +37,8 @@ class GrantsCell(Cell):
         self.coordinator_hindered = Hindrances(self.known, None)
         self.coordinator_busy = False
         self.rivals_started = 0
+        self.forged: set[bytes] = set()
+        """Contents of grant files that the injector made up."""
 
     def agent_settings(self, virtual: VirtualNode, name: str) -> Mapping[str, str]:
         """Grants from the cell's directory."""

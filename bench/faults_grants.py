@@ -31,9 +31,9 @@ def damaged_file(cell: GrantsCell, node: CellNode) -> str | None:
         "noise": lambda: _replace(node, cell.rng.randbytes(500)),
         "another node's": lambda: _replace(node, _or_nothing(other.source)),
         "of another version": lambda: _replace(node, _changed(good, protocol=99)),
-        "of an older epoch": lambda: _replace(node, _older(good)),
-        "beyond every range": lambda: _replace(node, _watts(good, 1e5)),
-        "writable by all": lambda: _open_to_all(node, _watts(good, 700.0)),
+        "of an older epoch": lambda: _replace(node, _forged(cell, _older(good))),
+        "beyond every range": lambda: _replace(node, _forged(cell, _watts(good, 1e5))),
+        "writable by all": lambda: _open_to_all(node, _forged(cell, _watts(good, 700.0))),
         "a directory": lambda: _directory(node),
         "a pipe": lambda: _pipe(node),
         "gone": lambda: node.source.unlink(missing_ok=True),
@@ -94,6 +94,12 @@ def _watts(content: bytes, watts: float) -> bytes:
     return content
 
 
+def _forged(cell: GrantsCell, content: bytes) -> bytes:
+    """Note that no coordinator wrote this."""
+    cell.forged.add(content)
+    return content
+
+
 def _open_to_all(node: CellNode, content: bytes) -> None:
     _clear(node)
     replace_file(node.source, content, durable=False, mode=0o666)
@@ -110,10 +116,16 @@ def _pipe(node: CellNode) -> None:
 
 
 def replayed_file(cell: GrantsCell, node: CellNode) -> str | None:
-    """Put an older, whole grant file back: a message that was delayed or repeated."""
+    """Put an older, whole grant file back: a message that was delayed or repeated.
+
+    Only one that a coordinator wrote. With the right owner and mode a forgery is the coordinator's
+    word, and whoever can write it so can do what the coordinator can.
+    """
     if not node.source.is_file():
         return None
     old = node.source.read_bytes()
+    if old in cell.forged:
+        return None
     wait_s = cell.rng.choice((0.1, 1.5, 4.0, 9.0))
     cell.later(wait_s, lambda: _replace(node, old))
     return f"repeated after {wait_s:.1f} s"
