@@ -180,7 +180,7 @@ def _caps(
     clock: Callable[[], float],
     heard: list[NodeReport],
 ) -> Caps:
-    if advisory or not settings.actuation.caps:
+    if advisory or settings.actuation.caps != "grants":
         return WatchedCaps(site)
     return GrantedCaps(
         site,

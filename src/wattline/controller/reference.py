@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from wattline.catalog import fleet_spec
 from wattline.catalog.yaml_docs import table
-from wattline.controller import commands, settings
+from wattline.controller import commands, outside_settings, settings
 from wattline.controller.metric_catalogue import CATALOGUE
 
 _INTRO = """# Controller reference
@@ -53,8 +53,16 @@ _SETTINGS: tuple[tuple[str, tuple[type[BaseModel], ...]], ...] = (
         (fleet_spec.RooflineEngine, fleet_spec.PolynomialEngine, fleet_spec.ProfileEngine),
     ),
     ("Budget", (settings.BudgetSpec, settings.BudgetWindow)),
-    ("Seeing", (settings.SourcesSpec,)),
-    ("Acting", (settings.ActuationSpec, settings.WorkerCommand)),
+    ("Seeing", (settings.SourcesSpec, outside_settings.PrometheusSpec)),
+    (
+        "Acting",
+        (
+            settings.ActuationSpec,
+            settings.WorkerCommand,
+            outside_settings.AnnotationsSpec,
+            outside_settings.PodsSpec,
+        ),
+    ),
     ("Deciding", (settings.DecisionSpec, settings.ExpectedMix)),
     ("Recording", (settings.RecorderSpec,)),
 )

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from wattline.catalog.fleet_spec import DeploymentSpec, Name, PoolSpec
 from wattline.catalog.yaml_files import StrictModel, parse
+from wattline.controller.outside_settings import AnnotationsSpec, PrometheusSpec
+from wattline.controller.setting_types import Day, PathText, Seconds, TimeOfDay, Url, Uuid, Watts
 from wattline.core.errors import InputError
-
-Uuid = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]{1,500}$")]
-PathText = Annotated[str, StringConstraints(pattern=r"^[^\x00\r\n]{1,1000}$")]
-TimeOfDay = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
-Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
-Watts = Annotated[float, Field(gt=0.0, le=1e9)]
-Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 
 class NodeSpec(StrictModel):
@@ -31,11 +25,12 @@ class NodeSpec(StrictModel):
 
     name: Name
     """The node's name, as its agent has it."""
-    grants: PathText
+    grants: PathText | None = None
     """File that its agent reads its grants from; a path that ends in `/`: a folder, in which it is
-    the node's name with `.json`."""
+    the node's name with `.json`. Needed with `caps: grants`."""
     report_file: PathText | None = None
-    """Where its agent's `report.json` is. Exactly one of this and `report_url`."""
+    """Where its agent's `report.json` is. Exactly one of this and `report_url`; none for a node
+    with a foreign agent (`caps: annotations`)."""
     report_url: Url | None = None
     """Where its agent answers `/report`, for example `http://node-1:9477/report`."""
     token_file: PathText | None = None
@@ -46,12 +41,18 @@ class NodeSpec(StrictModel):
     @property
     def grants_path(self) -> Path:
         """The file itself."""
+        assert self.grants is not None
         path = Path(self.grants)
         return path / f"{self.name}.json" if self.grants.endswith("/") else path
 
+    @property
+    def reports(self) -> bool:
+        """Whether an agent of ours tells of it."""
+        return self.report_file is not None or self.report_url is not None
+
     @model_validator(mode="after")
     def _one_report(self) -> Self:
-        if (self.report_file is None) == (self.report_url is None):
+        if self.report_file is not None and self.report_url is not None:
             raise ValueError("give exactly one of report_file, report_url")
         return self
 
@@ -107,6 +108,8 @@ class SourcesSpec(StrictModel):
     """Time limit of each call to another process."""
     silent_after_s: Seconds = 5.0
     """A node whose newest report is older counts as silent: its limits are not known."""
+    prometheus: PrometheusSpec | None = None
+    """History, draw of GPUs whose agent has no meter, and demand where no frontend can be read."""
 
 
 class WorkerCommand(StrictModel):
@@ -128,8 +131,8 @@ class ActuationSpec(StrictModel):
 
     advisory: bool = False
     """Decide, record and export, but write nothing anywhere and start nothing."""
-    caps: bool = True
-    """Grant power limits to the nodes."""
+    caps: Literal["grants", "annotations", "none"] = "grants"
+    """`grants`: to Wattline's agents. `annotations`: on pods, for a foreign agent; without proof."""
     replicas: Literal["none", "supervisor"] = "none"
     """`supervisor`: start and drain local workers; `none`: all replicas of a pool always run."""
     admission: Literal["off", "inherit", "autoset"] = "off"
@@ -144,6 +147,8 @@ class ActuationSpec(StrictModel):
     """Per pool: the supervisor's command."""
     plugin_state: dict[Name, PathText] = Field(default={})
     """Per deployment: file that `wattline dynamo-plugin` reads; its pools have one role each."""
+    annotations: AnnotationsSpec | None = None
+    """Where to write caps with `caps: annotations`."""
 
 
 class RecorderSpec(StrictModel):
@@ -257,6 +262,9 @@ class ControllerSettings(StrictModel):
         _once("GPU", [gpu for node in self.nodes for gpus in node.gpus.values() for gpu in gpus])
         _among("sources.frontends", self.sources.frontends, deployments)
         _among("sources.model_names", self.sources.model_names, deployments)
+        if self.sources.prometheus is not None:
+            namespaces = self.sources.prometheus.namespaces
+            _among("sources.prometheus.namespaces", namespaces, deployments)
         _among("decision.expected", self.decision.expected, deployments)
         _among("sources.workers", self.sources.workers, pools)
         _among("actuation.workers", self.actuation.workers, pools)
@@ -274,10 +282,28 @@ class ControllerSettings(StrictModel):
             missing = [name for name in pools if name not in self.actuation.workers]
             if missing:
                 raise ValueError(f"actuation.workers.{missing[0]} is needed for the supervisor")
+        self._caps_have_outlets(pools)
         host, _ = address_of(self.listen)
         if self.token_file is None and not is_loopback(host):
             raise ValueError("listen other than loopback needs token_file")
         return self
+
+    def _caps_have_outlets(self, pools: list[str]) -> None:
+        caps, annotations = self.actuation.caps, self.actuation.annotations
+        for node in self.nodes:
+            if caps == "grants" and node.grants is None:
+                raise ValueError(f"node {node.name}: grants is needed with caps: grants")
+            if caps != "annotations" and not node.reports:
+                raise ValueError(f"node {node.name}: give exactly one of report_file, report_url")
+        if (caps == "annotations") != (annotations is not None):
+            raise ValueError("caps: annotations and actuation.annotations go together")
+        if annotations is not None:
+            _among("actuation.annotations.pods", annotations.pods, pools)
+            missing = [name for name in pools if name not in annotations.pods]
+            if missing:
+                raise ValueError(f"actuation.annotations.pods.{missing[0]} is needed")
+            if self.actuation.replicas != "none":
+                raise ValueError("caps: annotations goes with replicas: none only")
 
 
 def _once(kind: str, names: list[str]) -> None:

@@ -121,7 +121,7 @@ def test_changes_are_named_as_deep_as_they_go() -> None:
     new = settings(
         budget={"total_w": 1900},
         decision={"headroom": 1.2},
-        actuation={"admission": "inherit", "caps": False},
+        actuation={"admission": "inherit", "caps": "none"},
         nodes=[node(grants="/y")],
     )
     changed = changed_keys(old, new)
