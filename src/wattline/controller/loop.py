@@ -293,6 +293,7 @@ class Controller:
             loads=loads,
             plan=self._plan,
             cordoned=frozenset(cordoned),
+            pinned_w={o.pool: o.cap_w for o in orders if o.pool and o.cap_w is not None},
             missing=tuple(own + demand_missing + load_missing),
             state=self._state,
         )

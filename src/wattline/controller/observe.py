@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wattline.controller.caps import CapsView, enforced_w
@@ -27,7 +27,8 @@ from wattline.drivers.dynamo.sources import PoolLoad
 class Seen:
     """Everything of one tick. `plan`: the setting last planned per pool, None before the first.
 
-    cordoned: GPUs that take no new replica. numbers: of the replicas within their pools.
+    cordoned: GPUs that take no new replica. pinned_w: caps that operators want, per pool's name.
+    numbers: of the replicas within their pools.
     """
 
     tick: int
@@ -41,6 +42,7 @@ class Seen:
     loads: tuple[PoolLoad, ...]
     plan: tuple[Setting, ...] | None
     cordoned: frozenset[str]
+    pinned_w: Mapping[str, float]
     missing: tuple[str, ...]
     state: State | None
 
@@ -137,6 +139,7 @@ def _pool_view(
         queued_prefill_tokens=load.queued_prefill_tokens,
         active_kv_tokens=load.active_kv_tokens,
         running=load.running,
+        pinned_w=seen.pinned_w.get(pool.name),
     )
 
 

@@ -15,6 +15,7 @@ from wattline.core.allocate import allocate
 from wattline.core.decision import SCHEMA, Decision, PoolPlan
 from wattline.core.derive import Layout
 from wattline.core.fleet import Setting
+from wattline.core.pins import Grid, pinned_grids
 from wattline.core.problem import Allocation, DeploymentProblem
 from wattline.core.seen import Seen, check, problems, see
 from wattline.core.settings import Settings
@@ -26,12 +27,12 @@ from wattline.core.transition import cap_steps, free_gpus, replica_steps
 _LAYOUTS: list[Layout] = []
 
 
-def layout_of(settings: Settings) -> Layout:
+def layout_of(settings: Settings, only: tuple[Grid | None, ...] = ()) -> Layout:
     """Layout of `settings`, made once: a memo over the newest few settings, by identity."""
     for layout in _LAYOUTS:
-        if layout.settings is settings:
+        if layout.settings is settings and layout.only == only:
             return layout
-    layout = Layout(settings)
+    layout = Layout(settings, only=only)
     _LAYOUTS.append(layout)
     del _LAYOUTS[:-4]
     return layout
@@ -45,6 +46,7 @@ def decide(snapshot: Snapshot, settings: Settings) -> Decision:
     layout = layout_of(settings)
     check(snapshot, settings)
     seen = see(snapshot, layout)
+    layout = layout_of(settings, pinned_grids(layout, snapshot.pools, seen.available_w))
     replanned = snapshot.time_s >= seen.state.replan_s
     if replanned:
         wanted = problems(snapshot, layout, seen, replicas_too=True)
@@ -62,7 +64,7 @@ def problems_of(
     """Give the allocation problem that `decide` faces in a tick, and the watts it may spend.
 
     For judging other plans than the one that was taken; `besides` holds, per pool, settings to
-    judge beside those that a decision offers.
+    judge beside those that a decision offers. Pins bind decisions, not what may be judged.
     """
     layout = Layout(settings, besides)
     check(snapshot, settings)

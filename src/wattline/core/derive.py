@@ -47,13 +47,18 @@ _LEAST_SHARE = 0.2
 class Layout:
     """What `settings` imply for every tick.
 
-    `besides`: settings per pool that are judged beside those that the decision offers.
+    `besides`: settings per pool that are judged beside those that the decision offers. `only`: per
+    pool the settings that it may choose from instead, None for a pool that is free; empty: all are.
     """
 
     def __init__(
-        self, settings: Settings, besides: Sequence[frozenset[Setting]] | None = None
+        self,
+        settings: Settings,
+        besides: Sequence[frozenset[Setting]] | None = None,
+        only: tuple[tuple[Setting, ...] | None, ...] = (),
     ) -> None:
         self.settings = settings
+        self.only = only
         fleet = settings.fleet
         names = {deployment.name: index for index, deployment in enumerate(fleet.deployments)}
         self.deployment_of = tuple(names[pool.deployment] for pool in fleet.pools)
@@ -70,6 +75,8 @@ class Layout:
                 (*grid, *sorted(extra.difference(grid), key=lambda s: (s.cap_w, s.clock)))
                 for grid, extra in zip(self.grids, besides, strict=True)
             )
+        if only:
+            self.grids = tuple(own or grid for grid, own in zip(self.grids, only, strict=True))
         self.parked_w: Floats = np.array([product.min_limit_w for product in self.products])
         self.gpus_per_replica = tuple(pool.gpus_per_replica for pool in fleet.pools)
         self.most_replicas = tuple(
@@ -81,8 +88,10 @@ class Layout:
         )
         kinds: dict[object, int] = {}
         self._kind = tuple(
-            kinds.setdefault((engine, pool.role, pool.gpu), len(kinds))
-            for engine, pool in zip(settings.engines, fleet.pools, strict=True)
+            kinds.setdefault((engine, pool.role, pool.gpu, own), len(kinds))
+            for engine, pool, own in zip(
+                settings.engines, fleet.pools, only or (None,) * len(fleet.pools), strict=True
+            )
         )
         self._tables: dict[tuple[object, ...], Capacity] = {}
         self._rates: dict[tuple[object, ...], tuple[float, ...]] = {}

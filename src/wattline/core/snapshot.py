@@ -52,7 +52,8 @@ class PoolView:
     """Counts of one pool's replicas and the load that its workers report.
 
     queued_prefill_tokens: prompt tokens waiting or running. active_kv_tokens: tokens of context
-    held. Both are sums over ready replicas, None when metrics are missing.
+    held. Both are sums over ready replicas, None when metrics are missing. pinned_w: the cap at
+    which an operator wants each of its serving GPUs, None where nobody does.
     """
 
     ready: int
@@ -62,6 +63,7 @@ class PoolView:
     queued_prefill_tokens: float | None
     active_kv_tokens: float | None
     running: float | None
+    pinned_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

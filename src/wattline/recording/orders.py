@@ -1,7 +1,8 @@
 """What operators have ordered, laid over a decision: a pure function whose outcome is recorded.
 
 A decision stays what the snapshot and the settings make it, so that it can be recomputed to the
-byte. Orders change what is carried out of it. In a tick with orders in force a recording holds a
+byte. Pinned caps are in the snapshot, and the plan keeps them where they fit. All other orders
+change what is carried out of a decision. In a tick with orders in force a recording holds a
 third line: the orders, the steps that are left, and one reason per order and pool. Recomputing the
 tick recomputes that line too.
 
@@ -23,10 +24,9 @@ from wattline.core.errors import InputError
 from wattline.core.settings import Settings
 from wattline.core.snapshot import GpuTable, Phase, Snapshot
 
-SCHEMA = "wattline.orders/1"
+SCHEMA = "wattline.orders/2"
 LINE_START = b'{"schema":"wattline.orders/'
 _SAME_W = 0.0005
-_LONGEST_TICK_S = 5.0  # as in a decision: a pause saves up no allowance to rise
 
 
 class OrderKind(StrEnum):
@@ -115,28 +115,11 @@ def carry_out(
     held = any(order.kind is OrderKind.HOLD for order in orders)
     cordoned = {gpu for order in orders if order.kind is OrderKind.CORDON for gpu in order.gpus}
     over = sum(snapshot.gpus.booked_w) > snapshot.budget.usable_w + _SAME_W
-    caps_w = {
-        pools.index(order.pool): order.cap_w
-        for order in orders
-        if order.pool in pools and order.cap_w is not None
-    }
-    steps = {
-        gpu: (cap_w, clock)
-        for gpu, cap_w, clock in zip(
-            decision.caps.gpu, decision.caps.cap_w, decision.caps.clock, strict=True
-        )
-    }
-    kept = _caps(snapshot.gpus, steps, held=held, cordoned=cordoned, caps_w=caps_w, over=over)
-    kept = _slowed(snapshot, kept, steps)
     return Carried(
         schema=SCHEMA,
         tick=snapshot.tick,
         orders=tuple(orders),
-        caps=CapSteps(
-            tuple(kept),
-            tuple(cap_w for cap_w, _ in kept.values()),
-            tuple(clock for _, clock in kept.values()),
-        ),
+        caps=_caps(snapshot.gpus, decision.caps, held=held, cordoned=cordoned, over=over),
         replicas=() if held else _replicas(snapshot, decision, orders, settings),
         drain=_leaving(snapshot.gpus, cordoned),
         admission=not held,
@@ -151,61 +134,20 @@ def carry_out(
 
 
 def _caps(
-    gpus: GpuTable,
-    steps: dict[int, tuple[float, float]],
-    *,
-    held: bool,
-    cordoned: set[str],
-    caps_w: dict[int, float],
-    over: bool,
-) -> dict[int, tuple[float, float]]:
-    """Cap and clock per GPU that may be sent, in the order of the GPUs."""
-    kept: dict[int, tuple[float, float]] = {}
-    for gpu, uuid in enumerate(gpus.uuid):
-        cap_w, clock = steps.get(gpu, (gpus.granted_w[gpu], gpus.clock[gpu]))
-        needed = over and cap_w < gpus.granted_w[gpu] - _SAME_W
-        if held and not needed:
-            continue
-        pinned_w = caps_w.get(gpus.pool[gpu])
-        serving = gpus.phase[gpu] is Phase.READY
-        if pinned_w is not None and serving and not held:
-            cap_w = min(cap_w, pinned_w) if needed else pinned_w
-        elif gpu not in steps:
-            continue
+    gpus: GpuTable, steps: CapSteps, *, held: bool, cordoned: set[str], over: bool
+) -> CapSteps:
+    """The steps that may be sent: a hold keeps all others back, a cordon raises on its node."""
+    kept = []
+    for gpu, cap_w, clock in zip(steps.gpu, steps.cap_w, steps.clock, strict=True):
         raises = cap_w > gpus.granted_w[gpu] + _SAME_W
-        same = abs(cap_w - gpus.granted_w[gpu]) <= _SAME_W
-        if raises and (over or uuid in cordoned):
-            continue
-        if same and gpu not in steps:
-            continue
-        kept[gpu] = (cap_w, clock)
-    return kept
-
-
-def _slowed(
-    snapshot: Snapshot,
-    kept: dict[int, tuple[float, float]],
-    steps: dict[int, tuple[float, float]],
-) -> dict[int, tuple[float, float]]:
-    """Raises that only a pin asks for wait for what the budget's limit on rising leaves them."""
-    rise_w_per_s = snapshot.budget.rise_w_per_s
-    if rise_w_per_s is None:
-        return kept
-    gpus = snapshot.gpus
-    seconds = 0.0
-    if snapshot.state is not None:
-        seconds = min(_LONGEST_TICK_S, max(0.0, snapshot.time_s - snapshot.state.time_s))
-    rises = {gpu: max(0.0, cap_w - gpus.booked_w[gpu]) for gpu, (cap_w, _) in kept.items()}
-    decided = {gpu for gpu in kept if steps.get(gpu) == kept[gpu]}
-    left_w = rise_w_per_s * seconds - sum(rises[gpu] for gpu in decided)
-    slowed = {}
-    for gpu, step in kept.items():
-        if gpu not in decided and rises[gpu] > 0.0:
-            if rises[gpu] > left_w + _SAME_W:
-                continue
-            left_w -= rises[gpu]
-        slowed[gpu] = step
-    return slowed
+        needed = over and cap_w < gpus.granted_w[gpu] - _SAME_W
+        if needed or not (held or (raises and (over or gpus.uuid[gpu] in cordoned))):
+            kept.append((gpu, cap_w, clock))
+    return CapSteps(
+        tuple(gpu for gpu, _, _ in kept),
+        tuple(cap_w for _, cap_w, _ in kept),
+        tuple(clock for _, _, clock in kept),
+    )
 
 
 def _replicas(

@@ -24,7 +24,7 @@ _BY_NAME: dict[str, tuple[float, float]] = {
         (16, 1e7): "max_batched_tokens",
         (0, 1e7): "experts experts_per_token windowed_layers recurrent_layers window_tokens "
         "min_replicas max_replicas ready starting draining",
-        (1, 1e5): "min_limit_w default_limit_w max_limit_w cap_w cap_step_w",
+        (1, 1e5): "min_limit_w default_limit_w max_limit_w cap_w cap_step_w pinned_w",
         (0, 1e6): "idle_w loaded_idle_w static_w compute_w memory_w enforced_w granted_w booked_w "
         "gemm_half_tokens moe_half_tokens startup_s settle_s",
         (0, 1e10): "total_w guard_w rise_w_per_s",

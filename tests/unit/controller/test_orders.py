@@ -79,6 +79,60 @@ def test_a_pinned_cap_is_kept_and_yields_to_a_cut(world: World) -> None:
     assert world.enforced_w <= 1000 * 0.98
 
 
+def plan_w(world: World) -> tuple[float, float]:
+    """The planned caps of prefill and decode."""
+    view = world.assembly.controller.view
+    assert view is not None
+    assert view.decision is not None
+    prefill, decode = (pool.setting.cap_w for pool in view.decision.plan)
+    return prefill, decode
+
+
+def test_the_other_pools_are_planned_around_a_pinned_cap(world: World) -> None:
+    world.demand.rps = 400  # so much that every watt is of use
+    world.run(40)
+    give(world, "pin", pool="decode", cap_w=253)  # not one of the caps that a plan chooses from
+    world.run(40)
+    assert plan_w(world)[1] == 253.0
+    assert 2 * sum(plan_w(world)) <= 2000 * 0.98
+    give(world, "pin", pool="decode", cap_w=700)
+    world.run(40)
+    assert plan_w(world) == (280.0, 700.0), "the other pool has to do with what is left"
+    assert sorted(world.agent.enforced_w.values()) == [280.0, 280.0, 700.0, 700.0]
+    assert world.enforced_w <= 2000 * 0.98
+    give(world, "resume", what="decode")
+    world.run(60)
+    assert plan_w(world)[0] > 280.0
+    assert plan_w(world)[1] < 700.0
+    world.stop()
+    outcome = replay(Recording(world.folder / "state" / "recording"))
+    assert (outcome.decisions, outcome.difference) == (180, None)
+    world.start()
+
+
+def test_a_pinned_cap_that_does_not_fit_is_a_ceiling(world: World) -> None:
+    world.run(5)
+    give(world, "budget", total_w=1500)
+    give(world, "pin", pool="decode", cap_w=600)
+    world.run(20)
+    prefill_w, decode_w = plan_w(world)
+    assert 200.0 <= decode_w < 600.0
+    assert 2 * (prefill_w + decode_w) <= 1500 * 0.98
+    assert world.enforced_w <= 1500 * 0.98
+    give(world, "budget", clear=True)
+    world.run(20)
+    assert plan_w(world)[1] == 600.0
+
+
+def test_pins_are_kept_while_metrics_are_missing(world: World) -> None:
+    world.run(5)
+    world.demand.why = "refused"
+    world.run(15)
+    give(world, "pin", pool="prefill", cap_w=350)
+    world.run(5)
+    assert [world.agent.enforced_w[uuid] for uuid in UUIDS[:2]] == [350.0, 350.0]
+
+
 def test_orders_outlive_a_restart_and_are_taken_back(world: World) -> None:
     give(world, "pin", pool="decode", cap_w=250)
     give(world, "budget", total_w=1500)
