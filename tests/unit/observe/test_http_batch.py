@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def test_a_bundle_that_is_none_is_refused(tmp_path: Path) -> None:
             HttpBatch(limit_s=1.0, most_bytes=100, verify=path)
 
 
-def test_closing_twice_is_harmless() -> None:
+def test_closing_lets_go_of_every_descriptor_and_twice_is_harmless() -> None:
+    before = set(os.listdir("/proc/self/fd"))
     batch = HttpBatch(limit_s=1.0, most_bytes=100)
-    batch.close()
-    batch.close()
+    assert set(os.listdir("/proc/self/fd")) > before
+    for _ in range(2):
+        batch.close()
+        assert set(os.listdir("/proc/self/fd")) == before

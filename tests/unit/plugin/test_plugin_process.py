@@ -166,6 +166,7 @@ def test_a_forgetful_gateway_is_registered_with_again(gateway: FakeGateway, secr
         wait_until(lambda: ours.view.registered, "registered")
         gateway.plugins.clear()
         wait_until(lambda: ours.view.accepted == 2, "registered again")
+        assert gateway.plugins == {"wattline": ("grpc://127.0.0.1:9095", "right-secret")}
     finally:
         ours.stop()
 
@@ -202,12 +203,16 @@ def test_a_wrong_secret_is_said_and_a_corrected_file_is_enough(
     ours.start()
     try:
         wait_until(lambda: "static_secrets" in (ours.view.why_not or ""), "the refusal")
+        assert gateway.plugins == {}
         secret.write_text("right-secret\n")
         wait_until(lambda: ours.view.registered, "registered")
         secret.unlink()
         wait_until(lambda: "No such file" in (ours.view.why_not or ""), "the missing file")
+        assert not ours.view.registered
         secret.write_text("right-secret\n")
         wait_until(lambda: ours.view.registered, "registered again")
+        assert gateway.plugins["wattline"][1] == "right-secret"
+        assert ours.view.why_not is None
     finally:
         ours.stop()
 
@@ -219,6 +224,7 @@ def test_a_gateway_on_a_unix_socket(tmp_path: Path, secret: Path) -> None:
     ours.start()
     try:
         wait_until(lambda: ours.view.registered, "registered")
+        assert gateway.plugins == {"wattline": ("grpc://127.0.0.1:9095", "right-secret")}
     finally:
         ours.stop()
         gateway.close()
