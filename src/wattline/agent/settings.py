@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import ipaddress
 import math
 import re
@@ -142,7 +141,7 @@ class AgentSettings:
     repair: bool = True
     readback_s: float = 1.0
     reconcile_s: float = 60.0
-    grants_poll_s: float = 0.05
+    grants_poll_s: float = 0.1
     hung_s: float = 5.0
     log_format: str = "text"
     log_level: str = "info"
@@ -349,6 +348,8 @@ def _shown(key: object) -> str:
 
 
 def _unknown(line: str, name: str) -> str:
+    import difflib  # 150 kB that a well-written configuration does not need
+
     near = difflib.get_close_matches(name, SETTINGS, n=1)
     return f"{line}{f'; did you mean `{near[0]}`?' if near else ''}"
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from wattline.agent import takeover
-from wattline.agent.check import Sources
 from wattline.agent.grant_source import FileGrantSource
 from wattline.agent.http import Face, Servers
 from wattline.agent.logs import configure
@@ -30,6 +30,9 @@ from wattline.drivers.kubelet.processes import ProcessOwners
 from wattline.drivers.kubelet.select import OwnersByKubelet
 from wattline.drivers.pods import OwnerSource, PodSource, SourceError
 from wattline.drivers.pods_file import OwnersFile, PodsFile
+
+if TYPE_CHECKING:
+    from wattline.agent.check import Sources
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +136,7 @@ def open_pods(settings: AgentSettings, on_change: Callable[[], None]) -> PodSour
 
 def sources_to_check(settings: AgentSettings) -> Sources:
     """What `check` tries: the same parts as those of `run`."""
+    from wattline.agent.check import Sources
 
     def pods() -> PodSource:
         source = open_pods(settings, lambda: None)

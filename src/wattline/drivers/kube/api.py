@@ -158,7 +158,7 @@ def connect(kubeconfig: Path | None = None) -> KubeApi:
     where = str(kubeconfig or "kubeconfig")
     try:
         import httpx2
-        from lightkube.config.client_adapter import Client, ConnectionParams, verify_cluster
+        from lightkube.config.client_adapter import user_auth, verify_cluster
         from lightkube.config.kubeconfig import KubeConfig
     except ImportError:
         raise InputError(
@@ -175,7 +175,10 @@ def connect(kubeconfig: Path | None = None) -> KubeApi:
             limits=httpx2.Limits(max_connections=4, max_keepalive_connections=1),
             socket_options=list(_KEEPALIVE),
         )
-        client = Client(config, ConnectionParams(transport=transport))
+        # Not by lightkube's `Client`: that would load the certificates a second time, for nothing.
+        client = httpx2.Client(
+            base_url=config.cluster.server, auth=user_auth(config.user), transport=transport
+        )
     except Exception as error:  # lightkube lets through what YAML, TLS and msgspec raise
         found = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(where, found, "give a kubeconfig or run with a service account") from error
