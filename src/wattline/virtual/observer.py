@@ -171,8 +171,11 @@ class NodeView:
             for slot in range(_GPUS)
             if self._map.gpus[slot].spec.uuid
         }
-        self._seen = {uuid: self._newest(uuid).seq for uuid in self._slots}
-        self._requested_mw = {uuid: self._newest(uuid).requested_mw for uuid in self._slots}
+        # From one entry per GPU: a change between two looks would be counted twice.
+        first = {uuid: self._newest(uuid) for uuid in self._slots}
+        self._seen = {uuid: int(entry.seq) for uuid, entry in first.items()}
+        self._requested_mw = {uuid: int(entry.requested_mw) for uuid, entry in first.items()}
+        self.start_mw = {uuid: int(entry.enforced_mw) for uuid, entry in first.items()}
 
     @property
     def gpus(self) -> tuple[str, ...]:
@@ -226,12 +229,12 @@ class Observer:
     """Watches several nodes from a thread of its own until it is stopped."""
 
     def __init__(self, states: Mapping[str, Path]) -> None:
+        self.start_s = time.monotonic()
         self._nodes = [NodeView(name, path) for name, path in states.items()]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
-        self.start_mw = {uuid: node.enforced_mw(uuid) for node in self._nodes for uuid in node.gpus}
+        self.start_mw = {uuid: mw for node in self._nodes for uuid, mw in node.start_mw.items()}
         self.node_of = {uuid: node.name for node in self._nodes for uuid in node.gpus}
-        self.start_s = time.monotonic()
         self.changes: list[Change] = []
         self.samples = 0
         self.longest_gap_s = 0.0
