@@ -12,6 +12,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from governed_node import GovernedNode
 from wattline.virtual.build import LIBRARY
 from wattline.virtual.node import GPUS_VARIABLE, VirtualNode
 
@@ -32,6 +33,17 @@ def local_node(virtual_node: VirtualNode, monkeypatch: pytest.MonkeyPatch) -> Vi
     refuse_real_nvml()
     monkeypatch.setenv(GPUS_VARIABLE, str(virtual_node.gpus_file))
     return virtual_node
+
+
+@pytest.fixture
+def governed_node(tmp_path: Path, virtual_node: VirtualNode) -> Iterator[GovernedNode]:
+    """The node with its agent under a budget; a test starts controllers."""
+    made = GovernedNode(tmp_path, virtual_node)
+    try:
+        made.start_agent()
+        yield made
+    finally:
+        made.close()
 
 
 def refuse_real_nvml() -> None:
