@@ -25,14 +25,16 @@ def facts_of(
 ) -> Facts:
     """Put the numbers together that the reasons rest on."""
     deployments = []
-    for problem, demand, new, plans, rate, bound in zip(
-        problems,
-        seen.demand,
-        best.plans,
-        choice.plans,
-        best.rate_rps,
-        best.binding,
-        strict=True,
+    for number, (problem, demand, new, plans, rate, bound) in enumerate(
+        zip(
+            problems,
+            seen.demand,
+            best.plans,
+            choice.plans,
+            best.rate_rps,
+            best.binding,
+            strict=True,
+        )
     ):
         capacity = rate if plans == new else evaluate_deployment(problem, plans)[0]
         deployments.append(
@@ -47,6 +49,8 @@ def facts_of(
                 bound=bound.value,
                 outage=demand.outage,
                 output_cv2=demand.output_cv2,
+                factors=demand.factors,
+                drift=_drift(seen, number),
             )
         )
     return Facts(
@@ -59,6 +63,12 @@ def facts_of(
         replanned=replanned,
         deployments=tuple(deployments),
     )
+
+
+def _drift(seen: Seen, deployment: int) -> str | None:
+    if deployment not in seen.drifted:
+        return None
+    return seen.state.calibration[deployment].why
 
 
 def reasons_of(
@@ -97,6 +107,8 @@ def reasons_of(
                 other_w=sum(change_w for other, change_w in deltas if other is not role),
                 speed=min(seen.speeds[index], default=1.0),
                 outage=numbers.outage,
+                drift=numbers.drift,
+                factors=seen.demand[deployment].factors_of(role),
                 feasible=best.feasible,
                 over_w=over_w,
                 rise_w_per_s=snapshot.budget.rise_w_per_s,

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from wattline.core.account import facts_of, reasons_of
 from wattline.core.allocate import allocate
-from wattline.core.decision import SCHEMA, Decision, PoolPlan
+from wattline.core.calibration.tick import estimated
+from wattline.core.decision import SCHEMA, Decision, Facts, PoolPlan
 from wattline.core.derive import Layout
 from wattline.core.fleet import Setting
 from wattline.core.pins import Grid, pinned_grids
@@ -47,7 +48,7 @@ def decide(snapshot: Snapshot, settings: Settings) -> Decision:
     check(snapshot, settings)
     seen = see(snapshot, layout)
     layout = layout_of(settings, pinned_grids(layout, snapshot.pools, seen.available_w))
-    replanned = snapshot.time_s >= seen.state.replan_s
+    replanned = snapshot.time_s >= seen.state.replan_s or bool(seen.drifted)
     if replanned:
         wanted = problems(snapshot, layout, seen, replicas_too=True)
         recommended = _solve(wanted, seen.available_w, settings)
@@ -88,13 +89,17 @@ def _with_replicas(
     held = [demand.outage is not None for demand in seen.demand]
     present = [tuple(pool.current for pool in entry.pools) for entry in faced]
     rested = [True] * len(faced)
-    choice = choose(faced, best, present, held, rested, seen.available_w, settings)
+    usable_w, drifted = seen.available_w, seen.drifted
+    choice = choose(faced, best, present, held, rested, usable_w, settings, drifted)
     pools = list(seen.state.pools)
     for deployment, (members, plans) in enumerate(zip(layout.pools_of, choice.plans, strict=True)):
         for index, plan in zip(members, plans, strict=True):
             floor = min(settings.fleet.pools[index].min_replicas, layout.most_replicas[index])
             wanted = max(pools[index].replicas, floor) if held[deployment] else plan.replicas
-            pools[index] = steady_replicas(pools[index], wanted, floor, snapshot.time_s, settings)
+            before = pools[index]
+            if deployment in drifted:
+                before = replace(before, replicas_changed_s=None)  # rises at once
+            pools[index] = steady_replicas(before, wanted, floor, snapshot.time_s, settings)
     state = replace(
         seen.state,
         pools=tuple(pools),
@@ -118,7 +123,8 @@ def _follow(
         times = [seen.state.pools[index].setting_changed_s for index in members]
         rested.append(all(time_s is None or now_s - time_s >= hold_s for time_s in times))
     held = [demand.outage is not None for demand in seen.demand]
-    return choose(faced, best, present, held, rested, seen.available_w, layout.settings)
+    usable_w, drifted = seen.available_w, seen.drifted
+    return choose(faced, best, present, held, rested, usable_w, layout.settings, drifted)
 
 
 def _finish(
@@ -165,7 +171,7 @@ def _finish(
         replicas=starts,
         admission=seen.admission,
         reasons=reasons_of(snapshot, layout, seen, best, choice, plan, steps, facts),
-        next_state=_next_state(snapshot, seen, plan, settings, repair),
+        next_state=_next_state(snapshot, seen, plan, settings, repair, facts),
         facts=facts,
     )
 
@@ -185,6 +191,7 @@ def _next_state(
     plan: Sequence[PoolPlan],
     settings: Settings,
     repair: bool,
+    facts: Facts,
 ) -> State:
     pools = tuple(
         pool
@@ -195,4 +202,6 @@ def _next_state(
     repair_s = seen.state.repair_s
     if repair:
         repair_s = round(snapshot.time_s + settings.repair_s, 6)
-    return replace(seen.state, pools=pools, repair_s=repair_s)
+    estimates = [entry.capacity_rps for entry in facts.deployments]
+    calibration = estimated(seen.state.calibration, seen.demand, estimates)
+    return replace(seen.state, pools=pools, repair_s=repair_s, calibration=calibration)

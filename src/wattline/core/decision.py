@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from wattline.core.calibration.factors import RoleFactors
 from wattline.core.fleet import Setting
 from wattline.core.state import State
 
-SCHEMA = "wattline.decision/1"
+SCHEMA = "wattline.decision/2"
 
 
 class ReasonCode(StrEnum):
@@ -26,6 +27,7 @@ class ReasonCode(StrEnum):
     WAITING_FOR_SETTLE = "waiting_for_settle"
     STARTING = "starting"
     DRAINING = "draining"
+    MODEL_DRIFT = "model_drift"
     WATTS_TO_PREFILL = "watts_to_prefill"
     WATTS_TO_DECODE = "watts_to_decode"
     ENERGY_SAVING = "energy_saving"
@@ -93,6 +95,8 @@ class DeploymentFacts:
     that serve now. bound: what keeps the deployment from serving more. outage: why metrics cannot
     be used, None in normal times. output_cv2: spread of output lengths
     (squared coefficient of variation) as the contexts in decode show it, None if they do not.
+    factors: corrections of the models that the plan stands on, those above 1. drift: why the models
+    were found to be off in this tick, None in normal times.
     """
 
     seen_rps: float
@@ -105,6 +109,8 @@ class DeploymentFacts:
     bound: str
     outage: str | None
     output_cv2: float | None = None
+    factors: tuple[RoleFactors, ...] = ()
+    drift: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 
+from wattline.core.calibration.factors import RIGHT, Factors, RoleFactors
 from wattline.core.correction import corrected
+from wattline.core.fleet import Role
 from wattline.core.forecast import History, forecast
 from wattline.core.mix import Mix
 from wattline.core.settings import Settings
@@ -42,8 +44,9 @@ class Demand:
     seconds). ahead_rps: that replicas are planned for (at least rate_rps; raised by the forecast).
     seen_rps: as estimated now. mix: the mean request in force. output_cv2: squared coefficient of
     variation of output lengths, None if nothing shows it. error: standard error of the rate as
-    a fraction of it. outage: the reason why the metrics cannot be used and everything is held, None
-    in normal times.
+    a fraction of it. itl_factor: see `core.correction`; factors: corrections of the models, those
+    above 1, per role. outage: the reason why the metrics cannot be used and everything is held,
+    None in normal times.
     """
 
     rate_rps: float
@@ -54,6 +57,11 @@ class Demand:
     output_cv2: float | None = None
     error: float = 0.0
     itl_factor: float = 1.0
+    factors: tuple[RoleFactors, ...] = ()
+
+    def factors_of(self, role: Role) -> Factors:
+        """Corrections of the models of a role; all 1.0 where there are none."""
+        return next((entry.factors for entry in self.factors if entry.role is role), RIGHT)
 
 
 def observe(

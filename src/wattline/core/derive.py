@@ -17,7 +17,7 @@ from wattline.core.capacity import Capacity, Margins, capacity
 from wattline.core.decision import PoolPlan
 from wattline.core.demand import Demand
 from wattline.core.engine import EngineModel, ForwardPass
-from wattline.core.fleet import GpuProduct, Role, Setting
+from wattline.core.fleet import GpuProduct, Role, Setting, Slo
 from wattline.core.problem import DeploymentProblem, PoolProblem
 from wattline.core.settings import Settings
 from wattline.core.snapshot import PoolView
@@ -40,6 +40,9 @@ _TTFT_SHARE = 0.95
 # Caps under a clock ceiling are so many steps apart.
 _COARSE = 4.0
 _TABLES = 4096
+Draws = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]
+"""Watts per GPU under each setting: at the full rate, and as curves over the load."""
+
 # A backlog never makes a pool look slower than this share of its rate.
 _LEAST_SHARE = 0.2
 
@@ -95,19 +98,30 @@ class Layout:
         )
         self._tables: dict[tuple[object, ...], Capacity] = {}
         self._rates: dict[tuple[object, ...], tuple[float, ...]] = {}
+        self._least: dict[tuple[int, int], tuple[tuple[float, ...], ...]] = {}
+        self._draws: dict[tuple[int, float], tuple[Draws, Capacity]] = {}
 
-    def table(self, pool: int, demand: Demand, servers: int, derate: float = 1.0) -> Capacity:
+    def slo(self, pool: int) -> Slo:
+        """Targets of the pool's deployment."""
+        return self.settings.fleet.deployments[self.deployment_of[pool]].slo
+
+    def table(
+        self, pool: int, demand: Demand, servers: int, derate: float = 1.0, slo: Slo | None = None
+    ) -> Capacity:
         """Rates and draws of one replica of `pool` under each setting of its grid.
 
-        `servers` replicas share a queue; `derate` is the speed left of a slowed one.
+        `servers` replicas share a queue; `derate` is the speed left of a slowed one; `slo` are
+        targets other than the deployment's.
         """
-        slo = self.settings.fleet.deployments[self.deployment_of[pool]].slo
+        slo = self.slo(pool) if slo is None else slo
         key = (self._kind[pool], demand.mix, demand.output_cv2, slo, servers, derate)
         found = self._tables.get(key)
         if found is None:
             if len(self._tables) >= max(_TABLES, 2 * len(self.grids)):
                 self._tables.clear()
                 self._rates.clear()
+                self._least.clear()
+                self._draws.clear()
             margins = _SAVING if self.settings.objective == "energy" else Margins()
             if demand.output_cv2 is not None:
                 margins = replace(margins, output_cv2=demand.output_cv2)
@@ -131,40 +145,101 @@ class Layout:
         healthy: Capacity,
         speeds: tuple[float, ...],
         share: float,
+        slo: Slo | None = None,
     ) -> tuple[float, ...]:
         """Mean rate of a replica per setting, times `share`; equal calls share one tuple.
 
-        `healthy` is the pool's table; `speeds` holds the speed of every serving replica, and is
-        empty when all are healthy.
+        `healthy` is the pool's table for the targets `slo`; `speeds` holds the speed of every
+        serving replica, and is empty when all are healthy.
         """
         prompts = self.settings.fleet.pools[pool].role is not Role.DECODE
         saving = prompts and self.settings.objective == "energy"
         if not speeds and share == 1.0 and not saving:
             return healthy.rate_rps
-        key = (id(healthy), speeds, share)
+        slower = demand.factors_of(self.settings.fleet.pools[pool].role).ttft
+        key = (id(healthy), speeds, share, slower)
         found = self._rates.get(key)
         if found is None:
-            tables = [self.table(pool, demand, servers, speed) for speed in speeds] or [healthy]
+            tables = [self.table(pool, demand, servers, speed, slo) for speed in speeds]
+            tables = tables or [healthy]
             columns = zip(*(table.rate_rps for table in tables), strict=True)
             found = tuple(round(share * fsum(column) / len(tables), 9) for column in columns)
             if saving:
-                fast = self._fast_enough(pool, demand)
+                fast = self._fast_enough(pool, demand, slower)
                 found = tuple(rate if ok else 0.0 for rate, ok in zip(found, fast, strict=True))
             self._rates[key] = found
         return found
 
-    def _fast_enough(self, pool: int, demand: Demand) -> list[bool]:
+    def corrected(
+        self,
+        pool: int,
+        demand: Demand,
+        servers: int,
+        speeds: tuple[float, ...],
+        share: float,
+    ) -> tuple[tuple[float, ...], Capacity]:
+        """Rates per setting on which a plan may stand, and the table they come from.
+
+        A replica that is c times slower than its model meets a target where the model meets a c-th
+        of it, at a c-th of the rate. Decode is also corrected by what its target was missed by
+        (`core.correction`); of the two corrections the one that leaves less governs.
+        """
+        decode = self.settings.fleet.pools[pool].role is Role.DECODE
+        plain = self.table(pool, demand, servers)
+        own = 1.0 / demand.itl_factor if decode else share
+        rates = self.rates_rps(pool, demand, servers, plain, speeds, own)
+        factors = demand.factors_of(self.settings.fleet.pools[pool].role)
+        slower = max(factors.ttft, factors.itl)
+        if slower == 1.0:
+            return rates, plain
+        target = self.slo(pool)
+        slo: Slo | None = Slo(target.ttft_s / factors.ttft, target.itl_s / factors.itl)
+        table = self.table(pool, demand, servers, slo=slo)
+        if table.relaxed > plain.relaxed:
+            # No setting meets such a target: a lower rate says so better than next to none.
+            table, slo = plain, None
+        left = (1.0 if decode else share) / slower
+        tight = self.rates_rps(pool, demand, servers, table, speeds, left, slo)
+        key = (id(rates), id(tight))
+        memo = self._least.get(key)
+        if memo is None:
+            # With what the key names, so that no other tuple can come to have its identity.
+            memo = self._least[key] = (tuple(map(min, rates, tight)), rates, tight)
+        return memo[0], table
+
+    def draws(self, pool: int, table: Capacity, factor: float) -> Draws:
+        """Watts per GPU of `table`, at its rates and as curves, `factor` times the model's.
+
+        For what energy is expected to be spent, never for what is booked: no GPU draws more than
+        its limit for long, whatever a model says.
+        """
+        if factor == 1.0:
+            return table.draw_w, table.draw_curve_w
+        key = (id(table), factor)
+        memo = self._draws.get(key)
+        if memo is None:
+            most = [setting.cap_w for setting in self.grids[pool]]
+            full = zip(table.draw_w, most, strict=True)
+            curves = zip(table.draw_curve_w, most, strict=True)
+            drawn = (
+                tuple(_hungrier(watts, factor, cap_w) for watts, cap_w in full),
+                tuple(tuple(_hungrier(w, factor, cap_w) for w in curve) for curve, cap_w in curves),
+            )
+            memo = self._draws[key] = (drawn, table)
+        return memo[0]
+
+    def _fast_enough(self, pool: int, demand: Demand, slower: float) -> list[bool]:
         """Per setting: whether a long prompt behind another meets the TTFT target.
 
         Capacities are of mean prompts. Where demand is low, nothing else would keep the fewest
         joules from being those of a pool on which every long prompt comes late. If no setting is
         fast enough, the fastest ones are.
         """
-        slo = self.settings.fleet.deployments[self.deployment_of[pool]].slo
+        slo = self.slo(pool)
         engine, grid = self.settings.engines[pool], self.grids[pool]
         left_s = _TTFT_SHARE * slo.ttft_s - slo.itl_s
         tokens = max(1, round(_LONG_PROMPTS / 2.0 * demand.mix.computed_tokens))
-        seconds = [round(2.0 * _prompt_s(engine, tokens, setting), 6) for setting in grid]
+        seconds = [round(2.0 * slower * _prompt_s(engine, tokens, setting), 6) for setting in grid]
         return [taken_s <= max(left_s, 1.02 * min(seconds)) for taken_s in seconds]
 
 
@@ -190,6 +265,10 @@ def _caps(product: GpuProduct, step_w: float) -> list[float]:
     low, high = product.min_limit_w, product.max_limit_w
     caps = [round(low + step * step_w, 3) for step in range(int((high - low) / step_w + 1e-9) + 1)]
     return caps if high - caps[-1] < 1e-6 else [*caps, high]
+
+
+def _hungrier(watts: float, factor: float, cap_w: float) -> float:
+    return round(min(factor * watts, max(cap_w, watts)), 3)
 
 
 def _prompt_s(engine: EngineModel, tokens: int, setting: Setting) -> float:
@@ -243,7 +322,8 @@ def backlog_rps(
     most = 0.0
     for pool in prompts:
         ready = views[pool].ready
-        rate = max(layout.table(pool, demand, max(1, ready)).rate_rps)
+        slower = demand.factors_of(settings.fleet.pools[pool].role).ttft
+        rate = max(layout.table(pool, demand, max(1, ready)).rate_rps) / slower
         slo = settings.fleet.deployments[deployment].slo
         most += ready * rate * demand.mix.computed_tokens * slo.ttft_s
     excess = queued - most
@@ -307,10 +387,9 @@ def problem(
     for index in layout.pools_of[deployment]:
         pool, ready, most = fleet.pools[index], views[index].ready, layout.most_replicas[index]
         servers = max(1, ready)
-        table = layout.table(index, demand, servers)
-        slowed = 1.0 / demand.itl_factor
-        share = slowed if pool.role is Role.DECODE else max(_LEAST_SHARE, pressure)
-        rates = layout.rates_rps(index, demand, servers, table, speeds[index], share)
+        share = max(_LEAST_SHARE, pressure)
+        rates, table = layout.corrected(index, demand, servers, speeds[index], share)
+        draw_w, curve_w = layout.draws(index, table, demand.factors_of(pool.role).power)
         if pool.role is Role.DECODE and not replicas_too:
             itl_s = fleet.deployments[deployment].slo.itl_s
             held = held_rps(views[index].running, demand, itl_s)
@@ -325,13 +404,13 @@ def problem(
                 max_replicas=most,
                 settings=layout.grids[index],
                 rate_rps=rates,
-                draw_w=table.draw_w,
+                draw_w=draw_w,
                 idle_w=table.idle_w,
                 current=present[index],
                 fixed_replicas=None
                 if replicas_too
                 else min(views[index].ready, pool.gpus // pool.gpus_per_replica),
-                draw_curve_w=table.draw_curve_w,
+                draw_curve_w=curve_w,
             )
         )
     return DeploymentProblem(

@@ -66,7 +66,7 @@ def _prefill(
     target_s = slo.ttft_s * m.ttft_fraction - transfer_s - slo.itl_s
     best: Point | None = None
     for prompts in _prompt_counts(tokens, engine.max_batched_tokens):
-        pass_s, busy_w = _prompt_pass(engine, cost, mix, prompts, m)
+        pass_s, busy_w = prompt_pass(engine, cost, mix, prompts, m)
         each_s = pass_s / prompts
         most = most_utilisation(target_s - pass_s, each_s, servers, m.input_cv2, m.ttft_quantile)
         used = min(most, m.utilisation)
@@ -128,8 +128,8 @@ def _aggregated(
     context = _context(mix, m)
     steps = max(1.0, mix.output_tokens - 1.0)
 
-    def shared(batch: float) -> _SharedPasses | None:
-        return _shared_passes(engine, cost, mix, batch, context, steps, m)
+    def shared(batch: float) -> SharedPasses | None:
+        return shared_passes(engine, cost, mix, batch, context, steps, m)
 
     high, by_cache = _most_sequences(engine, context, servers, m)
 
@@ -179,7 +179,7 @@ def _aggregated(
 
 
 @dataclass(frozen=True, slots=True)
-class _SharedPasses:
+class SharedPasses:
     """Passes of an aggregated replica: mean seconds and watts, and seconds to take in a prompt.
 
     spread_s: standard deviation of a request's mean time between tokens, because some requests are
@@ -192,7 +192,7 @@ class _SharedPasses:
     prompt_s: float
 
 
-def _shared_passes(
+def shared_passes(
     engine: EngineModel,
     cost: Cost,
     mix: Mix,
@@ -200,7 +200,7 @@ def _shared_passes(
     context: float,
     steps: float,
     m: Margins,
-) -> _SharedPasses | None:
+) -> SharedPasses | None:
     """Mix of passes with and without prompt work at a batch; None if prompts do not fit at all.
 
     A mean batch below one is an engine that is idle at times; its passes hold one sequence.
@@ -227,7 +227,7 @@ def _shared_passes(
     mean_s = (1.0 - share) * plain_s + share * mixed_s
     energy = (1.0 - share) * plain_s * plain_w + share * mixed_s * mixed_w
     spread_s = (mixed_s - plain_s) * sqrt(share * (1.0 - share) / steps)
-    return _SharedPasses(mean_s, spread_s, energy / mean_s, mixed_s * prompt / chunk)
+    return SharedPasses(mean_s, spread_s, energy / mean_s, mixed_s * prompt / chunk)
 
 
 def _prompt_counts(tokens: float, most_tokens: int) -> list[int]:
@@ -246,7 +246,7 @@ def _prompt_context(mix: Mix, m: Margins) -> float:
     return tokens * cached + tokens * (tokens * (1.0 + m.input_cv2) + 1.0) / 2.0
 
 
-def _prompt_pass(
+def prompt_pass(
     engine: EngineModel, cost: Cost, mix: Mix, prompts: int, m: Margins
 ) -> tuple[float, float]:
     """Seconds and mean watts to compute `prompts` prompts, in several passes if one is too long."""

@@ -3,7 +3,8 @@
 The profile gives time to first token over prompt length, and inter-token latency over cache use and
 context, all at the GPU's default limit. A pass is looked up there; how it then answers a lower cap
 follows from the split into arithmetic, memory and other time that a roofline of the same model and
-GPU would have, or from assumed shares. No profile format holds watts.
+GPU would have, or from assumed shares. Dynamo's profiles hold no watts; where a predictor gives
+some, they scale those of the cap response.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class ProfileEngine:
 
     prefill_tokens (rising) and prefill_s are prompt lengths and times to first token; either half
     may be empty for a replica that never does it. decode is one slice per context, rising.
+    prefill_watts, decode_watts: draw of prompt passes and of decode steps over that of the cap
+    response, for a phase of which watts are known; a cap then bites that much sooner or later.
     """
 
     prefill_tokens: tuple[float, ...]
@@ -51,7 +54,14 @@ class ProfileEngine:
     max_num_seqs: int = 256
     max_batched_tokens: int = 8192
     coverage: str = "latency: profiled at the default limit; cap response: assumed"
+    prefill_watts: float = 1.0
+    decode_watts: float = 1.0
     kind: Literal["profile"] = field(default="profile")
+
+    def __post_init__(self) -> None:
+        """Reject factors that no board could have."""
+        if not (0.0 < self.prefill_watts <= 10.0 and 0.0 < self.decode_watts <= 10.0):
+            raise ValueError(f"watts factors: {self.prefill_watts}, {self.decode_watts}: 0 to 10")
 
     @property
     def idle_w(self) -> float:
@@ -76,13 +86,33 @@ class ProfileEngine:
         if measured_s <= 0.0:
             return PassCost(0.0, min(self.idle_w, setting.cap_w), 1.0)
         compute_s, memory_s, other_s = self._shape(work)
-        usual = self.response.settle(compute_s, memory_s, other_s, self.default_cap_w)
+        # A board that draws k times the watts answers a cap as this one answers a k-th of it.
+        factor = self._watts_factor(work)
+        usual = self.response.settle(compute_s, memory_s, other_s, self.default_cap_w / factor)
         scale = measured_s / usual.duration_s
         ceiling = setting.clock if setting.clock < derate else derate
         settled = self.response.settle(
-            compute_s * scale, memory_s * scale, other_s * scale, setting.cap_w, ceiling
+            compute_s * scale, memory_s * scale, other_s * scale, setting.cap_w / factor, ceiling
         )
-        return PassCost(settled.duration_s, settled.power_w, settled.clock)
+        if factor == 1.0:
+            return PassCost(settled.duration_s, settled.power_w, settled.clock)
+        power_w = round(settled.power_w * factor, 3)
+        if settled.power_w <= setting.cap_w / factor:  # rounding must not break a cap that is kept
+            power_w = min(setting.cap_w, power_w)
+        return PassCost(settled.duration_s, power_w, settled.clock)
+
+    def _watts_factor(self, work: ForwardPass) -> float:
+        """Of a pass that does both, the mean by time."""
+        if work.decode_batch == 0 or self.prefill_watts == self.decode_watts:
+            return self.prefill_watts
+        if work.prefill_tokens == 0:
+            return self.decode_watts
+        decode_s = self._decode_s(work.decode_batch, work.decode_kv_tokens)
+        prompt_s = self._prompt_s(work.prefill_tokens, work.prefill_context)
+        whole_s = decode_s + prompt_s
+        if whole_s <= 0.0:
+            return 1.0
+        return (self.prefill_watts * prompt_s + self.decode_watts * decode_s) / whole_s
 
     def _shape(self, work: ForwardPass) -> PassTime:
         if self.roofline is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wattline.core.calibration.factors import Factors
 from wattline.core.decision import PoolPlan, Reason, ReasonCode
 from wattline.core.fleet import Role
 from wattline.core.problem import Binding
@@ -18,7 +19,8 @@ class PoolCase:
     before and plan: the setting followed until now and from now on. target: stabilised replicas.
     demand_rps and capacity_rps are the deployment's; other_w: change of the caps of the
     deployment's other phase, in watts summed over its GPUs. speed: share of its speed that the
-    slowest replica has left. over_w: watts by which the bookings exceed what is usable.
+    slowest replica has left. over_w: watts by which the bookings exceed what is usable. drift: why
+    the models were found to be off in this tick. factors: corrections of the pool's models.
     """
 
     index: int
@@ -37,6 +39,8 @@ class PoolCase:
     feasible: bool
     over_w: float
     rise_w_per_s: float | None
+    drift: str | None
+    factors: Factors
     lowered: int
     waiting: int
     rate_limited: int
@@ -46,7 +50,18 @@ class PoolCase:
 def reason(case: PoolCase) -> Reason:
     """Give the first reason that applies, in the order of `ReasonCode`."""
     code, why = _what_forbids(case) or _what_is_under_way(case) or _what_changed(case)
-    return Reason(case.index, code, f"{_where(case)}: {why}.")
+    return Reason(case.index, code, f"{_where(case)}: {why}{_corrected(case)}.")
+
+
+def _corrected(case: PoolCase) -> str:
+    """What the plan stands on besides the models."""
+    slower, hungrier = max(case.factors.ttft, case.factors.itl), case.factors.power
+    words = []
+    if slower > 1.0:
+        words.append(f"is planned at {slower:.2f} times the model's latency")
+    if hungrier > 1.0:
+        words.append(f"is expected to draw {hungrier:.2f} times the model's watts")
+    return f"; calibration: {case.role.value} {' and '.join(words)}" if words else ""
 
 
 def _where(case: PoolCase) -> str:
@@ -114,6 +129,11 @@ def _what_is_under_way(case: PoolCase) -> tuple[ReasonCode, str] | None:
 
 
 def _what_changed(case: PoolCase) -> tuple[ReasonCode, str]:
+    if case.drift is not None:
+        return (
+            ReasonCode.MODEL_DRIFT,
+            f"planned anew at once, because {case.drift}, window after window; {_served(case)}",
+        )
     own_w = case.plan.setting.cap_w - case.before.setting.cap_w
     if case.change is Change.SAVES_ENERGY:
         return ReasonCode.ENERGY_SAVING, f"the same is served with fewer joules; {_served(case)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 
 from wattline.core.admit import InForce, Worker, worker_admission
+from wattline.core.calibration.tick import calibrated, in_force, tightened
 from wattline.core.decision import Admission, PoolPlan
 from wattline.core.demand import Demand, observe
 from wattline.core.derive import Layout, problem, replica_speeds
@@ -32,7 +33,8 @@ class Seen:
 
     demand and admission are per deployment, speeds and present (the plan followed so far, with the
     replicas that serve) per pool. available_w: watts that a plan may book; unavailable_w: watts
-    that GPUs hold which drain, are lost or did not follow. seconds: since the tick before.
+    that GPUs hold which drain, are lost or did not follow. seconds: since the tick before. drifted:
+    deployments whose models were found to be off in this tick.
     """
 
     gpus: GpuArrays
@@ -44,6 +46,7 @@ class Seen:
     available_w: float
     unavailable_w: float
     seconds: float
+    drifted: frozenset[int] = frozenset()
 
 
 def check(snapshot: Snapshot, settings: Settings) -> None:
@@ -87,6 +90,8 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
     ]
     demand = tuple(entry for _, entry in observed)
     gpus = gpu_arrays(snapshot.gpus)
+    calibration, drifted = calibrated(snapshot, layout, gpus, state.calibration, demand)
+    demand = in_force(demand, calibration)
     excess = (*state.excess_w, excess_w(gpus))[-_STUCK_TICKS:]
     stuck_w = min(excess) if len(excess) == _STUCK_TICKS else 0.0
     unavailable_w = round(held_elsewhere_w(gpus, layout.parked_w) + stuck_w, 3)
@@ -97,6 +102,7 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
             time_s=snapshot.time_s,
             demand=tuple(remembered for remembered, _ in observed),
             excess_w=excess,
+            calibration=calibration,
         ),
         demand=demand,
         admission=_admissions(snapshot, layout, demand),
@@ -108,6 +114,7 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
         available_w=max(0.0, round(snapshot.budget.usable_w - unavailable_w, 3)),
         unavailable_w=unavailable_w,
         seconds=seconds,
+        drifted=drifted,
     )
 
 
@@ -162,7 +169,11 @@ def _admissions(
             )
             for index in members
         ]
-        thresholds.append(worker_admission(workers, wanted.mix, deployment.slo, wanted.seen_rps))
+        thresholds.append(
+            worker_admission(
+                workers, wanted.mix, tightened(deployment.slo, wanted), wanted.seen_rps
+            )
+        )
     return tuple(thresholds)
 
 

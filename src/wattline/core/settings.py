@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from wattline.core.calibration.terms import CalibrationSettings
 from wattline.core.engine import EngineModel
 from wattline.core.errors import InputError
 from wattline.core.fleet import Fleet
@@ -56,6 +57,9 @@ class Settings:
         demand asks for, and spare_enough: capacity over what is to be provided from which more is
         not worth a change.
         repair_s: how often limits that differ from their grants are granted anew.
+
+    Calibration
+        calibration: how models are held against what is seen; None: they are not.
     """
 
     fleet: Fleet
@@ -86,6 +90,7 @@ class Settings:
     spare_gain: float = 0.05
     spare_enough: float = 1.25
     repair_s: float = 5.0
+    calibration: CalibrationSettings | None = None
 
     def __post_init__(self) -> None:
         if len(self.engines) != len(self.fleet.pools):

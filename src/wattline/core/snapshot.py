@@ -12,7 +12,7 @@ from enum import StrEnum
 from wattline.core.fleet import Setting
 from wattline.core.state import State
 
-SCHEMA = "wattline.snapshot/1"
+SCHEMA = "wattline.snapshot/2"
 
 
 class Phase(StrEnum):

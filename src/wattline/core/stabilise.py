@@ -24,6 +24,7 @@ class Change(StrEnum):
 
     NONE = "none"
     FORCED = "forced"
+    DRIFT = "drift"
     SERVES_MORE = "serves_more"
     MORE_CAPACITY = "more_capacity"
     SAVES_ENERGY = "saves_energy"
@@ -45,18 +46,22 @@ def choose(
     rested: Sequence[bool],
     usable_w: float,
     s: Settings,
+    drifted: frozenset[int] = frozenset(),
 ) -> Choice:
     """Keep each deployment's present plan unless the best one is worth the change.
 
     `held`: deployments that must not change (their metrics are missing). `rested`: those whose last
-    change is long enough ago for another that is not urgent. When what would be kept no longer
-    fits, the best plan is taken everywhere.
+    change is long enough ago for another that is not urgent. `drifted`: those whose models were
+    found to be off; they follow the best plan at once. When what would be kept no longer fits, the
+    best plan is taken everywhere.
     """
     plans, changes = [], []
-    for problem, new, old, hold, rest in zip(
-        problems, best.plans, present, held, rested, strict=True
+    for number, (problem, new, old, hold, rest) in enumerate(
+        zip(problems, best.plans, present, held, rested, strict=True)
     ):
         change = Change.NONE if new == old else _worth(problem, new, old, hold, rest, s)
+        if change is Change.NONE and number in drifted and new != old and not hold:
+            change = Change.DRIFT
         changes.append(change)
         plans.append(old if change is Change.NONE else new)
     if booked_w(problems, plans) > usable_w + _FITS_W:

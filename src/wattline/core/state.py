@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wattline.core.calibration.state import DeploymentCalibration
 from wattline.core.fleet import Setting
 
-SCHEMA = "wattline.state/1"
+SCHEMA = "wattline.state/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,8 @@ class State:
 
     time_s: when it was made. replan_s: when replicas are planned next. repair_s: when limits that
     differ from their grants are sent again next. excess_w: of the newest ticks, watts booked above
-    what the grants need; what is in all of them is no transition but stuck.
+    what the grants need; what is in all of them is no transition but stuck. calibration: per
+    deployment; empty where it is off.
     """
 
     schema: str = SCHEMA
@@ -75,3 +77,4 @@ class State:
     replan_s: float = 0.0
     repair_s: float = 0.0
     excess_w: tuple[float, ...] = ()
+    calibration: tuple[DeploymentCalibration, ...] = ()

@@ -68,12 +68,16 @@ class Factors:
         )
 
 
+RIGHT = Factors()
+"""Of a model that is right."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoleFactors:
     """The factors of one role of a deployment."""
 
     role: Role
-    factors: Factors = Factors()
+    factors: Factors
 
 
 def follow(factor: float, seen: Comparison, terms: FactorTerms) -> float:
