@@ -71,7 +71,9 @@ class GovernedNode:
             ],
             "budget": {"total_w": 4000.0},
         }
-        self.config.write_text(yaml.safe_dump(document | changes))
+        # By way of JSON, because YAML would write a value that is there twice as an alias.
+        plain = json.loads(json.dumps(document | changes))
+        self.config.write_text(yaml.safe_dump(plain))
 
     # Processes
 

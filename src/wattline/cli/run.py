@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wattline.controller.assemble import Assembly
-    from wattline.controller.settings import ControllerSettings
-    from wattline.live.supervisor import Supervisor
+    from wattline.controller.settings import ControllerSettings, WorkerCommand
+    from wattline.live.supervisor import Supervisor, WorkerPool
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ def run(config: Path, check_config: bool, advisory: bool, log_format: str, log_l
     settings = read_settings(config)
     if check_config:
         site = build_site(settings, config)
+        _worker_pools(settings)
         click.echo(
             f"{config}: ok: {len(site.nodes)} nodes, {len(site.uuid)} GPUs, "
             f"{len(site.fleet.pools)} pools, {settings.budget.total_w:,.0f} W"
@@ -126,16 +129,31 @@ def _serve(assembly: Assembly) -> None:
 
 
 def _supervisor(settings: ControllerSettings) -> Supervisor:
-    from wattline.live.supervisor import Supervisor, WorkerPool
+    from wattline.live.supervisor import Supervisor
 
-    pools = [
+    return Supervisor(_worker_pools(settings), Path(settings.state_dir) / "workers")
+
+
+def _worker_pools(settings: ControllerSettings) -> list[WorkerPool]:
+    """What the supervisor may start; InputError for a virtual node that is not there."""
+    from wattline.live.supervisor import WorkerPool
+
+    return [
         WorkerPool(
             name=name,
             argv=tuple(command.argv),
             env=command.env,
             start_limit_s=command.start_limit_s,
             drain_limit_s=command.drain_limit_s,
+            after_death=_after_death(command),
         )
         for name, command in settings.actuation.workers.items()
     ]
-    return Supervisor(pools, Path(settings.state_dir) / "workers")
+
+
+def _after_death(command: WorkerCommand) -> Callable[[tuple[str, ...]], None] | None:
+    if command.virtual_node is None:
+        return None
+    from wattline.live.worker_command import idle_gpus, state_file_of
+
+    return idle_gpus(state_file_of(Path(command.virtual_node)))

@@ -124,6 +124,9 @@ class WorkerCommand(StrictModel):
     """A worker that is not ready after so long is ended."""
     drain_limit_s: Seconds = 180.0
     """One that was asked to end is killed after so long."""
+    virtual_node: PathText | None = None
+    """Folder of the virtual node that the pool's GPUs are on: those of a worker that died are set
+    to idle, as hardware does by itself."""
 
 
 class ActuationSpec(StrictModel):
@@ -132,7 +135,7 @@ class ActuationSpec(StrictModel):
     advisory: bool = False
     """Decide, record and export, but write nothing anywhere and start nothing."""
     caps: Literal["grants", "annotations", "none"] = "grants"
-    """`grants`: to Wattline's agents. `annotations`: on pods, for a foreign agent; without proof."""
+    """`grants`: to Wattline's agents. `annotations`: on pods, for a foreign agent, unproven."""
     replicas: Literal["none", "supervisor"] = "none"
     """`supervisor`: start and drain local workers; `none`: all replicas of a pool always run."""
     admission: Literal["off", "inherit", "autoset"] = "off"

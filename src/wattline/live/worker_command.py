@@ -57,11 +57,17 @@ def idle_gpus(state_file: Path) -> Callable[[tuple[str, ...]], None]:
     return after_death
 
 
-def on_node(node: Path, gpus: str) -> tuple[Path, tuple[str, ...]]:
-    """State file and UUIDs of `gpus` (UUIDs or indices, with commas) of a virtual node's folder."""
+def state_file_of(node: Path) -> Path:
+    """Where a virtual node's folder keeps its GPUs; InputError where there is no node."""
     state_file = node.absolute() / "gpus.state"
     if not state_file.exists():
         raise InputError("virtual node", str(node), "there is none: `wattline virtual-node create`")
+    return state_file
+
+
+def on_node(node: Path, gpus: str) -> tuple[Path, tuple[str, ...]]:
+    """State file and UUIDs of `gpus` (UUIDs or indices, with commas) of a virtual node's folder."""
+    state_file = state_file_of(node)
     with VirtualGpus(state_file) as found:
         uuids = found.uuids()
         named = [word.strip() for word in gpus.split(",") if word.strip()]
