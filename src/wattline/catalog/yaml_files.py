@@ -128,6 +128,8 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._refused(line, path, "a key that is not a word", "use plain keys")
             key = str(key_node.value)
+            if not key.isprintable():
+                raise self._refused(line, path, key, "keys are printable")
             if key in values:
                 raise self._refused(line, (*path, key), "twice", "keep one of the two")
             values[key] = self.value(value_node, (*path, key))
@@ -135,6 +137,8 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: FieldPath, line: int) -> Any:
         text = str(node.value)
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise self._refused(line, path, text, "half of a character is no text")
         plain = getattr(node, "style", None) is None
         if not plain:
             return text

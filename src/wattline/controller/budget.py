@@ -159,6 +159,8 @@ class BudgetDesk:
         self._version = fields.count("version")
         entry = fields.object("override")
         if entry is not None:
+            if entry.number("total_w", 1e9) < 1.0:
+                raise entry.refusal("total_w", "a budget has at least 1 W")
             self._override = Override(
                 total_w=entry.number("total_w", 1e9),
                 by=entry.text("by"),

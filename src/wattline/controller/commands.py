@@ -13,7 +13,8 @@ from wattline.controller.operator import Audit, OrderBook
 from wattline.core.errors import InputError
 from wattline.recording.orders import until_text
 
-Words = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+Words = Annotated[str, StringConstraints(pattern=r"^[ [^\p{C}\p{Z}]]{1,200}$")]
+"""Printable, on one line: they come again in logs, reasons and metrics."""
 M = TypeVar("M", bound="Command")
 
 

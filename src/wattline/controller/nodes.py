@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
+import re
 from pathlib import Path
 
 from wattline.controller.settings import NodeSpec
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.grant_files import GpuReport, NodeReport, decode_report
+from wattline.drivers.http_batch import Call, HttpBatch, Unanswered
 from wattline.drivers.trusted_files import read_trusted
 
 _MOST_BYTES = 4 << 20
+_MOST_TOKEN_BYTES = 4096
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class FileNode:
@@ -26,35 +28,45 @@ class FileNode:
         content = read_trusted(self._path, max_bytes=_MOST_BYTES)
         return decode_report(content, node=self._name, where=str(self._path))
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 class HttpNode:
-    """A report that the node's agent answers with. `limit_s`: of each step of the call."""
+    """A report that the node's agent answers with. `limit_s`: of the whole call.
+
+    Redirects are not followed and proxies are not used: both would send the token somewhere else.
+    """
 
     def __init__(self, name: str, url: str, token_file: Path | None, limit_s: float) -> None:
         self._name = name
         self._url = url
         self._token_file = token_file
-        self._limit_s = limit_s
-        # Proxies of the environment are for others: an agent is asked directly.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._http = HttpBatch(limit_s=limit_s, most_bytes=_MOST_BYTES)
 
     def read(self) -> NodeReport:
         """The newest report."""
-        request = urllib.request.Request(self._url)
+        headers = {}
         if self._token_file is not None:
-            token = self._token_file.read_text(encoding="utf-8").strip()
-            request.add_header("Authorization", f"Bearer {token}")
-        try:
-            with self._opener.open(request, timeout=self._limit_s) as answer:
-                content = answer.read(_MOST_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise WattlineError(f"{self._url}: answers {error.code} {error.reason}") from None
-        except urllib.error.URLError as error:
-            raise WattlineError(f"{self._url}: {error.reason}") from None
-        if len(content) > _MOST_BYTES:
-            raise InputError(self._url, f"over {_MOST_BYTES} bytes", "too large for a report")
-        return decode_report(content, node=self._name, where=self._url)
+            headers["Authorization"] = f"Bearer {_token(self._token_file)}"
+        (answer,) = self._http.run([Call(self._url, headers=headers)])
+        if isinstance(answer, Unanswered):
+            raise WattlineError(answer.reason)
+        if answer.status != 200:
+            raise WattlineError(f"{self._url}: answers {answer.status}")
+        return decode_report(answer.body, node=self._name, where=self._url)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+
+def _token(path: Path) -> str:
+    with path.open("rb") as file:
+        token = file.read(_MOST_TOKEN_BYTES).decode("ascii", "replace").strip()
+    if not _TOKEN.fullmatch(token):
+        raise InputError(str(path), "its content", "must be one token")
+    return token
 
 
 def open_node(spec: NodeSpec, limit_s: float) -> FileNode | HttpNode:
@@ -116,3 +128,8 @@ class NodeWatch:
         if self.report is None:
             return None
         return next((entry for entry in self.report.gpus if entry.gpu == uuid), None)
+
+    def draw_w(self, uuid: str, now_s: float) -> float | None:
+        """Measured draw of a GPU by the newest report; None without a meter, or while silent."""
+        entry = None if self.silent(now_s) is not None else self.gpu(uuid)
+        return None if entry is None else entry.facts.draw_w

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MOST_ORDERS = 100
 _MOST_BYTES = 1 << 20
+_LATEST_S = 1e11
 _ORDERS = TypeAdapter(list[Order])
 
 
@@ -193,12 +194,32 @@ class OrderBook:
         except OSError as error:
             raise WattlineError(f"{self._path}: {error.strerror or error}") from None
         try:
-            return _ORDERS.validate_json(content)
+            orders = _ORDERS.validate_json(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise InputError(
                 str(self._path), first["msg"], "no list of orders: set the file aside"
             ) from None
+        for order in orders:
+            found = self._wrong_in(order)
+            if found is not None:
+                raise InputError(str(self._path), found, "no order of ours: set the file aside")
+        return orders
+
+    def _wrong_in(self, order: Order) -> str | None:
+        """What no order that was given by command can hold; None: nothing."""
+        texts = (order.id, order.by, order.why, order.pool, order.node, *order.gpus)
+        if not all(text is None or (text.isprintable() and len(text) <= 200) for text in texts):
+            return f"order {order.id!r:.40} with a text that is none"
+        times = [order.since_s] + ([] if order.until_s is None else [order.until_s])
+        if not all(0.0 <= time_s <= _LATEST_S for time_s in times):
+            return f"order {order.id} with a time that is none"
+        if order.kind is OrderKind.PIN and order.pool in {p.name for p in self._site.fleet.pools}:
+            try:
+                self._check_pin(order.pool, order.cap_w, order.replicas)
+            except InputError as error:
+                return f"order {order.id}: {error}"
+        return None
 
     def _save(self, orders: list[Order]) -> None:
         content = json.dumps([asdict(order) for order in orders]).encode() + b"\n"

@@ -41,6 +41,9 @@ class NodeSource(Protocol):
     def read(self) -> NodeReport:
         """The newest report; WattlineError or OSError when there is none that can be used."""
 
+    def close(self) -> None:
+        """Close all connections."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaView:

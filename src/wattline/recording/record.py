@@ -14,6 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Self
 
@@ -31,7 +32,7 @@ from wattline.recording.codec import (
     snapshot_to_json,
 )
 from wattline.recording.orders import LINE_START, Carried, carried_from_json
-from wattline.recording.segments import segment_files, segment_lines
+from wattline.recording.segments import MOST_LINE_BYTES, segment_files, segment_lines
 
 _SNAPSHOT_START = b'{"schema":"wattline.snapshot/'
 
@@ -173,7 +174,8 @@ def _strict_lines(path: Path) -> Lines:
     number = 0
     try:
         with gzip.open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            lines = iter(partial(file.readline, MOST_LINE_BYTES), b"")
+            for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
                     raise InputError(f"{path}:{number}", "cut off", "the file is truncated")
                 yield number, line

@@ -34,6 +34,9 @@ _NAME = re.compile(r"segment-(\d{8})\.jsonl\.gz", re.ASCII)
 _GZIP = 31  # zlib's window bits for the gzip format
 _LEVEL = 3
 _CHUNK = 1 << 16
+_PIECE = 1 << 20
+MOST_LINE_BYTES = 64 << 20
+"""More than a tick of 100,000 GPUs takes. A few packed kilobytes may hold gigabytes."""
 
 
 def segment_files(folder: Path) -> list[Path]:
@@ -48,15 +51,17 @@ def segment_lines(path: Path, note: Callable[[str], None]) -> Iterator[tuple[int
     try:
         with path.open("rb") as file:
             while not decoder.eof and (chunk := file.read(_CHUNK)):
-                text, why = _decoded(decoder, chunk)
-                rest += text
-                *lines, rest = rest.split(b"\n")
-                for line in lines:
-                    number += 1
-                    yield number, line + b"\n"
-                if why is not None:
-                    note(f"{path.name}: cannot be read after line {number}: {why}")
-                    return
+                for text, why in _decoded(decoder, chunk):
+                    rest += text
+                    *lines, rest = rest.split(b"\n")
+                    for line in lines:
+                        number += 1
+                        yield number, line + b"\n"
+                    if len(rest) > MOST_LINE_BYTES:
+                        why = f"a line of more than {MOST_LINE_BYTES} bytes"
+                    if why is not None:
+                        note(f"{path.name}: cannot be read after line {number}: {why}")
+                        return
     except FileNotFoundError:
         note(f"{path.name}: was deleted meanwhile")
         return
@@ -66,19 +71,29 @@ def segment_lines(path: Path, note: Callable[[str], None]) -> Iterator[tuple[int
         note(f"{path.name}: is not closed; it was read up to line {number}")
 
 
-def _decoded(decoder: zlib._Decompress, chunk: bytes) -> tuple[bytes, str | None]:
-    """What the chunk holds up to the first byte that cannot be read, and why that cannot."""
-    before = decoder.copy()
-    try:
-        return decoder.decompress(chunk), None
-    except zlib.error:
-        parts = []
-        for index in range(len(chunk)):
-            try:
-                parts.append(before.decompress(chunk[index : index + 1]))
-            except zlib.error as error:
-                return b"".join(parts), str(error)
-        raise
+def _decoded(decoder: zlib._Decompress, chunk: bytes) -> Iterator[tuple[bytes, str | None]]:
+    """What the chunk holds, in pieces, up to the first byte that cannot be read, and why."""
+    text = b""
+    while chunk or len(text) == _PIECE:
+        before = decoder.copy()
+        try:
+            text = decoder.decompress(chunk, _PIECE)
+        except zlib.error:
+            yield _readable(before, chunk)
+            return
+        chunk = decoder.unconsumed_tail
+        yield text, None
+
+
+def _readable(decoder: zlib._Decompress, chunk: bytes) -> tuple[bytes, str]:
+    """What comes before the byte that cannot be read, and why that cannot."""
+    parts = []
+    for index in range(len(chunk)):
+        try:
+            parts.append(decoder.decompress(chunk[index : index + 1]))
+        except zlib.error as error:
+            return b"".join(parts), str(error)
+    return b"".join(parts), "not compressed data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

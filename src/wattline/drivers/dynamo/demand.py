@@ -24,6 +24,11 @@ from wattline.drivers.dynamo.frontend import FrontendScrape
 from wattline.drivers.dynamo.pages import EMPTY, Histogram, Missing, add_histograms
 
 _LEAST_WINDOW_S = 1e-3
+MOST_REQUESTS = 1e9
+"""In one window: thousands of times what any fleet sees. More is a page that is wrong."""
+MOST_TOKENS = 1e12
+MOST_TOKENS_EACH = 1e7
+"""Of the mean request: one page that says more would stand in the plan for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,9 @@ class _Window:
                 self.missing.append(f"{new.source}: a counter fell and the frontend did not start")
                 return None
             total += now - was
+        if total > MOST_REQUESTS:
+            self.missing.append(f"{new.source}: {total:.3g} requests in one window cannot be")
+            return None
         return round(total) if self.pairs else None
 
     def started(self) -> int | None:
@@ -177,12 +185,19 @@ class _Window:
         if number == 0:
             return 0
         if window.count > 0.0:
-            return round(number * window.total / window.count)
+            return self._times(number, window.total / window.count, what)
         if lifetime.count > 0.0:
             self.notes.append(f"{what}: none observed in the window; the mean since the start")
-            return round(number * lifetime.total / lifetime.count)
+            return self._times(number, lifetime.total / lifetime.count, what)
         self.missing.append(f"{what}: none observed since the start")
         return None
+
+    def _times(self, number: int, mean: float, what: str) -> int | None:
+        """None, and why, for what no requests can hold: infinite and negative sums too."""
+        if not (0.0 <= mean <= MOST_TOKENS_EACH and number * mean <= MOST_TOKENS):
+            self.missing.append(f"{what}: {mean:.3g} in the mean of {number} requests cannot be")
+            return None
+        return round(number * mean)
 
     def _say(self, *values: object) -> None:
         self.missing.extend(each.reason for each in values if isinstance(each, Missing))
@@ -280,10 +295,11 @@ def _in_flight(pairs: Sequence[tuple[FrontendScrape | None, FrontendScrape]]) ->
         if isinstance(new.in_flight, Missing):
             return None
         total += new.in_flight
-    return round(total) if pairs else None
+    return round(total) if pairs and 0.0 <= total <= MOST_REQUESTS else None
 
 
 def _mean(seen: tuple[Histogram, Histogram] | None) -> float | None:
     if seen is None or seen[0].count <= 0.0:
         return None
-    return seen[0].total / seen[0].count
+    mean = seen[0].total / seen[0].count
+    return mean if isfinite(mean) else None

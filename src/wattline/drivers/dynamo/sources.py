@@ -16,7 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wattline.core.snapshot import DemandView
-from wattline.drivers.dynamo.demand import FrontendDelta, Quantile, frontend_delta
+from wattline.drivers.dynamo.demand import (
+    MOST_TOKENS,
+    FrontendDelta,
+    Quantile,
+    frontend_delta,
+)
 from wattline.drivers.dynamo.frontend import (
     PREFIX,
     FrontendScrape,
@@ -33,6 +38,8 @@ from wattline.drivers.dynamo.workers import (
 )
 from wattline.drivers.http_batch import Call, HttpBatch, Unanswered
 
+_LONGEST_S = 1e6
+"""A latency above it is a page that is wrong."""
 _GAUGES_STALE_S = 5.0
 """Frontends' gauges that are older do not stand in for what workers do not tell."""
 
@@ -128,7 +135,7 @@ class WorkerLoads:
         missing = [*read.unknown, *read.gone.values()]
         sums: list[float | None] = []
         for value in (routed.prefill_tokens, routed.kv_tokens, _running):
-            each = [value(worker) for worker in workers]
+            each = [_possible(value(worker), worker.source) for worker in workers]
             missing.extend(one.reason for one in each if isinstance(one, Missing))
             numbers = [one for one in each if not isinstance(one, Missing)]
             whole = len(numbers) == len(each) and not read.unknown
@@ -268,8 +275,17 @@ def _running(worker: WorkerScrape) -> float | Missing:
     return worker.in_flight if isinstance(worker.running, Missing) else worker.running
 
 
+def _possible(value: float | Missing, source: str) -> float | Missing:
+    """`value`, unless no worker can hold so much: one such value would make the sum useless."""
+    if isinstance(value, Missing) or 0.0 <= value <= MOST_TOKENS:
+        return value
+    return Missing(f"{source}: a load of {value:.3g} cannot be")
+
+
 def _seconds(value: Quantile | None) -> float | None:
-    return None if value is None else round(value.value_s, 9)
+    if value is None or not 0.0 <= value.value_s <= _LONGEST_S:
+        return None
+    return round(value.value_s, 9)
 
 
 def _page_of(url: str) -> str:
