@@ -7,13 +7,17 @@ from pathlib import Path
 
 from wattline.catalog.fits import fit
 from wattline.catalog.products import gpu
-from wattline.catalog.profiles import read_profile
+from wattline.catalog.profiles import Profile, read_profile
 from wattline.catalog.specs import model
+from wattline.core.engine import ForwardPass
 from wattline.core.errors import InputError
-from wattline.core.fleet import Deployment, Pool
+from wattline.core.fleet import Deployment, Pool, Setting
 from wattline.core.polynomial import LLAMA_8B_KV_BYTES, PolynomialEngine
 from wattline.core.profile import ProfileEngine
 from wattline.core.roofline import RooflineEngine, roofline_engine
+
+MOST_WATTS_FACTOR = 2.0
+"""Predicted watts are believed up to this factor from the fitted response (assumed)."""
 
 
 def engine(
@@ -89,28 +93,79 @@ def engine_polynomial(
 
 
 def engine_profile(
-    results: str | Path, pool: Pool, deployment: Deployment | None = None
+    results: str | Path | Profile,
+    pool: Pool,
+    deployment: Deployment | None = None,
+    *,
+    measured_cap_w: float | None = None,
+    max_num_seqs: int = 256,
+    max_batched_tokens: int = 8192,
+    split: RooflineEngine | None = None,
 ) -> ProfileEngine:
     """Build an engine from Dynamo's profiling results on the pool's GPU (see `profiles`).
 
-    With a deployment whose model the catalog knows, the roofline of that model splits each pass
-    into arithmetic and memory time; otherwise the split is assumed and the cache of an 8B Llama
-    taken for transfers, and `coverage` says so.
+    A profile says nothing of the power limit that it was taken at: the product's default unless
+    `measured_cap_w` is given. With a deployment whose model the catalog knows, its roofline (or
+    `split`, if one is at hand) divides each pass into arithmetic and memory time; otherwise the
+    division is assumed and the cache of an 8B Llama taken for transfers, and `coverage` says so.
+    InputError for a profile of replicas of another size.
     """
-    profile = read_profile(Path(results))
+    profile = results if isinstance(results, Profile) else read_profile(Path(results))
     product, fitted = gpu(pool.gpu), fit(pool.gpu)
-    split = engine(pool, deployment) if deployment is not None else None
+    _check_size(profile, pool, str(results) if not isinstance(results, Profile) else "profile")
+    if split is None and deployment is not None:
+        split = engine(pool, deployment)
     how = f"roofline of {split.model.name}" if split is not None else "assumed split"
-    return ProfileEngine(
+    limit_w = product.default_limit_w if measured_cap_w is None else measured_cap_w
+    at = "the default limit" if measured_cap_w is None else f"{measured_cap_w:g} W"
+    built = ProfileEngine(
         prefill_tokens=profile.prefill_tokens,
         prefill_s=profile.prefill_s,
         decode=profile.decode,
         kv_capacity_tokens=profile.max_kv_tokens,
         kv_bytes_per_token=split.kv_bytes_per_token if split is not None else LLAMA_8B_KV_BYTES,
-        default_cap_w=product.default_limit_w,
+        default_cap_w=limit_w,
         response=fitted.response,
         roofline=split,
-        coverage=(
-            f"latency: profiled at the default limit; cap response: {how}, {fitted.coverage}"
-        ),
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_batched_tokens,
+        coverage=f"latency: profiled at {at}; cap response: {how}, {fitted.coverage}",
     )
+    return _with_watts(built, profile)
+
+
+def _check_size(profile: Profile, pool: Pool, where: str) -> None:
+    said = dict(profile.about).get("gpu_count")
+    wrong = profile.gpus is not None and pool.gpus_per_replica % profile.gpus
+    if said is not None and said.isdecimal() and int(said) != pool.gpus_per_replica:
+        wrong = True
+    if wrong:
+        raise InputError(
+            where,
+            f"replicas of {said or profile.gpus} GPUs",
+            f"pool {pool.name} has {pool.gpus_per_replica} GPUs per replica: profile it so",
+        )
+
+
+def _with_watts(built: ProfileEngine, profile: Profile) -> ProfileEngine:
+    """The engine with its watts scaled to those that the profile states, if it states any."""
+    prompt, step = profile.prefill_watts, profile.decode_watts
+    phases = []
+    if prompt is not None and profile.prefill_tokens:
+        tokens = max(1, round(prompt.tokens))
+        work = ForwardPass(tokens, tokens * (tokens + 1) / 2.0)
+        built = replace(built, prefill_watts=_factor(built, work, prompt.watts))
+        phases.append("prefill")
+    if step is not None and profile.decode:
+        batch = max(1, round(step.batch))
+        work = ForwardPass(decode_batch=batch, decode_kv_tokens=batch * step.tokens)
+        built = replace(built, decode_watts=_factor(built, work, step.watts))
+        phases.append("decode")
+    if not phases:
+        return built
+    return replace(built, coverage=f"{built.coverage}; watts of {' and '.join(phases)}: predicted")
+
+
+def _factor(built: ProfileEngine, work: ForwardPass, watts: float) -> float:
+    factor = watts / built.cost(work, Setting(built.default_cap_w)).power_w
+    return round(min(MOST_WATTS_FACTOR, max(1.0 / MOST_WATTS_FACTOR, factor)), 6)

@@ -58,7 +58,13 @@ class ProfileEngine(StrictModel):
     kind: Literal["profile"]
     """Always `profile`."""
     path: str
-    """Folder with the profiling results, relative to the file."""
+    """Folder with the profiling results, or planner profile data (`.npz`); relative to the file."""
+    measured_cap_w: float | None = Field(default=None, ge=1.0, le=100_000.0)
+    """Power limit of the GPUs that were profiled; left out: the product's default limit."""
+    max_num_seqs: Count = 256
+    """Most sequences in one decode batch."""
+    max_batched_tokens: Count = 8192
+    """Most tokens in one pass."""
 
 
 Engine = Annotated[RooflineEngine | PolynomialEngine | ProfileEngine, Field(discriminator="kind")]
@@ -87,6 +93,8 @@ class PoolSpec(StrictModel):
     """Most replicas; left out: as many as the GPUs hold."""
     startup_s: float = Field(default=90.0, ge=0.0, le=3600.0)
     """From the order to start a replica until it serves."""
+    engine: Engine | None = None
+    """Where its times and watts come from; left out: as its deployment says."""
 
     @property
     def most_replicas(self) -> int:
@@ -193,9 +201,17 @@ def to_engines(
 def _engine(
     spec: DeploymentSpec, pool_spec: PoolSpec, pool: Pool, deployment: Deployment, folder: Path
 ) -> AnyEngine:
-    options = spec.engine
+    options = spec.engine if pool_spec.engine is None else pool_spec.engine
     if isinstance(options, ProfileEngine):
-        return catalog.engine_profile(folder / options.path, pool, deployment)
+        return catalog.engine_profile(
+            folder / options.path,
+            pool,
+            deployment,
+            measured_cap_w=options.measured_cap_w,
+            max_num_seqs=options.max_num_seqs,
+            max_batched_tokens=options.max_batched_tokens,
+            split=_roofline(spec, pool_spec, pool, deployment, RooflineEngine()),
+        )
     if isinstance(options, PolynomialEngine):
         return catalog.engine_polynomial(
             pool.gpu,
@@ -203,6 +219,16 @@ def _engine(
             max_batched_tokens=options.max_batched_tokens,
             kv_capacity_tokens=options.kv_capacity_tokens,
         )
+    return _roofline(spec, pool_spec, pool, deployment, options)
+
+
+def _roofline(
+    spec: DeploymentSpec,
+    pool_spec: PoolSpec,
+    pool: Pool,
+    deployment: Deployment,
+    options: RooflineEngine,
+) -> roofline.RooflineEngine:
     tp = pool_spec.tensor_parallel or pool.gpus_per_replica
     return catalog.engine(
         pool,

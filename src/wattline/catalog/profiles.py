@@ -1,148 +1,264 @@
-"""Dynamo's profiling results: NPZ folders, or the pair of JSON files of its ConfigMap.
+"""Dynamo's profiling results, in each form that it writes or reads.
 
-A folder holds `selected_prefill_interpolation/raw_data.npz` and
-`selected_decode_interpolation/raw_data.npz`, or `prefill_raw_data.json` and
-`decode_raw_data.json`; either half may be missing, not both. Keys: prefill_isl (tokens),
-prefill_ttft (ms); x_kv_usage (0 to 1), y_context_length (tokens), z_itl (ms), max_kv_tokens. Other
-keys are ignored.
+NPZ folder: `selected_prefill_interpolation/raw_data.npz` and
+`selected_decode_interpolation/raw_data.npz`. JSON pair: `prefill_raw_data.json` and
+`decode_raw_data.json`, as in its ConfigMap. Either half may be missing, not both. Keys: prefill_isl
+(tokens), prefill_ttft (ms); x_kv_usage (0 to 1), y_context_length (tokens), z_itl (ms),
+max_kv_tokens.
+
+Planner profile data: one `.npz` (in a folder: `perf_data.npz`), as its `--planner-profile-data`
+takes it; a grid made from the above. Keys: prefill_isl, prefill_ttft_ms, decode_active_kv_tokens
+(tokens), decode_context_length (tokens), decode_itl (ms, a row per content of the cache).
+
+Other keys are ignored, except for those that say what was profiled, and the watts of `wattline
+profile sweep` (power_w and the pass that they belong to). Source: ai-dynamo 1.4.2 and 1.6.1:
+profiler, planner and mocker.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-import numpy as np
-
+from wattline.catalog.profile_tables import Table, read_json, read_npz, same_length
 from wattline.core.errors import InputError
 from wattline.core.profile import DecodeSlice
 
-_LARGEST = 1e9
+ABOUT = (
+    "gpu_type",
+    "model",
+    "framework",
+    "framework_version",
+    "tp",
+    "dp",
+    "pp",
+    "block_size",
+    "max_batch_size",
+    "gpu_count",
+    "source",
+    "power_coverage",
+)
+"""Keys that say what was profiled; those of Dynamo's pre-swept files and two of ours."""
+
+GRID_POINTS = 33
+"""Most points per axis that are kept of a planner grid, which is smooth: evenly spaced ones."""
+
+_PLANNER = (
+    "prefill_isl",
+    "prefill_ttft_ms",
+    "decode_active_kv_tokens",
+    "decode_context_length",
+    "decode_itl",
+)
+_MOST_WATTS = 1e5
+
+
+@dataclass(frozen=True, slots=True)
+class Watts:
+    """Draw per GPU in one pass at the profiled limit: of `batch` sequences of `tokens` each."""
+
+    watts: float
+    tokens: float
+    batch: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Measured latencies, sorted; seconds and tokens. An absent half is empty, max_kv_tokens 1."""
+    """Measured latencies, sorted; seconds and tokens. An absent half is empty, max_kv_tokens 1.
+
+    form: which of the forms above. gpus: GPUs of the profiled replica over its data-parallel size,
+    None if the file does not tell. about: what the file says of itself. prefill_watts,
+    decode_watts: None where nothing is known of them, as in everything that Dynamo writes.
+    """
 
     prefill_tokens: tuple[float, ...]
     prefill_s: tuple[float, ...]
     decode: tuple[DecodeSlice, ...]
     max_kv_tokens: int
+    form: str = field(default="JSON pair", compare=False)
+    gpus: int | None = None
+    about: tuple[tuple[str, str], ...] = ()
+    prefill_watts: Watts | None = None
+    decode_watts: Watts | None = None
+
+    @property
+    def points(self) -> tuple[int, int]:
+        """Number of prefill and of decode measurements."""
+        return len(self.prefill_tokens), sum(len(entry.kv_usage) for entry in self.decode)
 
 
-def read_profile(folder: Path) -> Profile:
-    """Read a folder of profiling results; InputError naming file and key."""
-    if not folder.is_dir():
-        raise InputError(str(folder), "no such folder", "give Dynamo's profile_results_dir")
-    prefill = _find(folder, "prefill")
-    decode = _find(folder, "decode")
-    if prefill is None and decode is None:
-        raise InputError(
-            str(folder),
-            "no profiling results",
-            "it should hold selected_{prefill,decode}_interpolation/raw_data.npz "
-            "or {prefill,decode}_raw_data.json",
-        )
+def read_profile(path: Path) -> Profile:
+    """Read profiling results from a folder or a planner `.npz`; InputError naming file and key."""
+    if path.is_file():
+        return _planner(_planner_table(path))
+    if not path.is_dir():
+        raise InputError(str(path), "no such folder", "give Dynamo's profile_results_dir")
+    prefill, decode = _find(path, "prefill"), _find(path, "decode")
+    if prefill is not None or decode is not None:
+        return _raw(prefill, decode)
+    grid = path / "perf_data.npz"
+    if grid.is_file():
+        return _planner(_planner_table(grid))
+    raise InputError(
+        str(path),
+        "no profiling results",
+        "it should hold selected_{prefill,decode}_interpolation/raw_data.npz, "
+        "{prefill,decode}_raw_data.json or perf_data.npz",
+    )
+
+
+def _find(folder: Path, half: str) -> Table | None:
+    npz = folder / f"selected_{half}_interpolation" / "raw_data.npz"
+    if npz.is_file():
+        return read_npz(npz)
+    text = folder / f"{half}_raw_data.json"
+    return read_json(text) if text.is_file() else None
+
+
+def _raw(prefill: Table | None, decode: Table | None) -> Profile:
     tokens: tuple[float, ...] = ()
     seconds: tuple[float, ...] = ()
     slices: tuple[DecodeSlice, ...] = ()
-    max_kv_tokens = 1
+    max_kv_tokens, gpus = 1, None
     if prefill is not None:
-        tokens, seconds = _prefill(prefill)
+        tokens, seconds = _prefill(prefill, "prefill_ttft")
+        gpus = _gpus(prefill)
     if decode is not None:
         slices, max_kv_tokens = _decode(decode)
-    return Profile(tokens, seconds, slices, max_kv_tokens)
+    tables = [table for table in (prefill, decode) if table is not None]
+    return Profile(
+        tokens,
+        seconds,
+        slices,
+        max_kv_tokens,
+        form="NPZ folder" if tables[0].where.endswith(".npz") else "JSON pair",
+        gpus=gpus,
+        about=_about(tables),
+        prefill_watts=None if prefill is None else _watts(prefill, "power_isl", None),
+        decode_watts=(
+            None if decode is None else _watts(decode, "power_context_length", "power_batch")
+        ),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    where: str
-    values: dict[str, Any]
-
-    def column(self, key: str, low: float, high: float = _LARGEST) -> list[float]:
-        """Return a column of finite numbers between `low` and `high`."""
-        if key not in self.values:
-            raise InputError(self.where, key, "this key is missing: profile the engine anew")
-        try:
-            numbers = [float(value) for value in np.asarray(self.values[key]).reshape(-1).tolist()]
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{self.where}, {key}", "not numbers", "give a list of numbers"
-            ) from None
-        if not numbers:
-            raise InputError(f"{self.where}, {key}", "empty", "profile at least one point")
-        for index, number in enumerate(numbers):
-            if not math.isfinite(number) or not low <= number <= high:
-                raise InputError(
-                    f"{self.where}, {key}[{index}]", number, f"between {low:g} and {high:g}"
-                )
-        return numbers
-
-
-def _find(folder: Path, half: str) -> _Table | None:
-    npz = folder / f"selected_{half}_interpolation" / "raw_data.npz"
-    if npz.is_file():
-        return _Table(str(npz), _read_npz(npz))
-    text = folder / f"{half}_raw_data.json"
-    if text.is_file():
-        return _Table(str(text), _read_json(text))
-    return None
-
-
-def _read_npz(file: Path) -> dict[str, Any]:
-    try:
-        # Pickled objects could run code: never loaded.
-        with np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(str(file), str(error), "not a readable NPZ file of numbers") from None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(str(file), str(error), "not a readable JSON file") from None
-    if not isinstance(loaded, dict):
-        raise InputError(str(file), loaded, "one object with lists of numbers is expected")
-    return loaded
-
-
-def _same_length(table: _Table, columns: dict[str, list[float]]) -> None:
-    lengths = {key: len(column) for key, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise InputError(table.where, lengths, "these columns must be equally long")
-
-
-def _prefill(table: _Table) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _prefill(table: Table, ttft: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     isl = table.column("prefill_isl", 1.0)
-    ttft_ms = table.column("prefill_ttft", 1e-6)
-    _same_length(table, {"prefill_isl": isl, "prefill_ttft": ttft_ms})
+    ttft_ms = table.column(ttft, 1e-6)
+    same_length(table, {"prefill_isl": isl, ttft: ttft_ms})
     points = _averaged(zip(isl, ttft_ms, strict=True))
     return tuple(points), tuple(value / 1e3 for value in points.values())
 
 
-def _decode(table: _Table) -> tuple[tuple[DecodeSlice, ...], int]:
+def _decode(table: Table) -> tuple[tuple[DecodeSlice, ...], int]:
     usage = table.column("x_kv_usage", 0.0, 1.0)
     context = table.column("y_context_length", 1.0)
     itl_ms = table.column("z_itl", 1e-6)
     columns = {"x_kv_usage": usage, "y_context_length": context, "z_itl": itl_ms}
-    _same_length(table, columns)
-    max_kv_tokens = int(table.column("max_kv_tokens", 1.0, 1e12)[0])
+    same_length(table, columns)
+    max_kv_tokens = int(table.number("max_kv_tokens", 1.0, 1e12))
+    groups: dict[float, list[tuple[float, float]]] = {}
+    for length, used, value in zip(context, usage, itl_ms, strict=True):
+        groups.setdefault(length, []).append((used, value))
     slices = []
-    for length in sorted(set(context)):
-        rows = [i for i, value in enumerate(context) if value == length]
-        points = _averaged((usage[i], itl_ms[i]) for i in rows)
+    for length in sorted(groups):
+        points = _averaged(groups[length])
         itl_s = tuple(value / 1e3 for value in points.values())
         slices.append(DecodeSlice(length, tuple(points), itl_s))
     return tuple(slices), max_kv_tokens
 
 
-def _averaged(pairs: Any) -> dict[float, float]:
+def _planner_table(file: Path) -> Table:
+    if file.suffix != ".npz":
+        remedy = "give a folder of profiling results or a planner's .npz"
+        raise InputError(str(file), file.suffix or "a file", remedy)
+    table = read_npz(file)
+    if not table.has(*_PLANNER):
+        missing = next(key for key in _PLANNER if key not in table.values)
+        remedy = "not planner profile data; of a raw_data.npz give the folder two levels above"
+        raise InputError(str(file), f"no {missing}", remedy)
+    return table
+
+
+def _planner(table: Table) -> Profile:
+    """The grid that Dynamo's mocker reads. Its largest cache content is taken for the capacity."""
+    tokens, seconds = _prefill(table, "prefill_ttft_ms")
+    kept = _kept(len(tokens))
+    held = table.column("decode_active_kv_tokens", 0.0, 1e12)
+    context = table.column("decode_context_length", 1.0)
+    itl_ms = table.array("decode_itl", 1e-6)
+    if itl_ms.shape != (len(held), len(context)):
+        raise InputError(
+            f"{table.where}, decode_itl",
+            itl_ms.shape,
+            f"a row for each of {len(held)} cache contents, a column for each of {len(context)} "
+            "contexts",
+        )
+    for key, axis in (("decode_active_kv_tokens", held), ("decode_context_length", context)):
+        if sorted(set(axis)) != axis:
+            raise InputError(f"{table.where}, {key}", "not rising", "give rising numbers")
+    capacity = int(held[-1])
+    if capacity < 1:
+        raise InputError(f"{table.where}, decode_active_kv_tokens", held[-1], "at least 1")
+    rows, columns = _kept(len(held)), _kept(len(context))
+    usage = tuple(min(1.0, held[row] / capacity) for row in rows)
+    return Profile(
+        tuple(tokens[index] for index in kept),
+        tuple(seconds[index] for index in kept),
+        tuple(
+            DecodeSlice(context[j], usage, tuple(float(itl_ms[row, j]) / 1e3 for row in rows))
+            for j in columns
+        ),
+        capacity,
+        form="planner profile data",
+        about=_about([table]),
+    )
+
+
+def _kept(count: int) -> list[int]:
+    """At most `GRID_POINTS` indexes, evenly spaced, both ends among them."""
+    if count <= GRID_POINTS:
+        return list(range(count))
+    step = (count - 1) / (GRID_POINTS - 1)
+    return [round(index * step) for index in range(GRID_POINTS)]
+
+
+def _gpus(table: Table) -> int | None:
+    """GPUs of the profiled replica: throughput per GPU is isl / ttft over them, where given."""
+    if not table.has("prefill_thpt_per_gpu"):
+        return None
+    isl, ttft_ms = table.column("prefill_isl", 1.0), table.column("prefill_ttft", 1e-6)
+    rate = table.column("prefill_thpt_per_gpu", 0.0, 1e12)
+    if len(rate) != len(isl) or min(rate) <= 0.0:
+        return None
+    ratio = median(i / t * 1e3 / r for i, t, r in zip(isl, ttft_ms, rate, strict=True))
+    whole = round(ratio)
+    return whole if whole >= 1 and math.isclose(ratio, whole, rel_tol=0.02) else None
+
+
+def _about(tables: Sequence[Table]) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for table in tables:
+        for key in ABOUT:
+            text = table.text(key)
+            if text is not None:
+                found.setdefault(key, text)
+    return tuple(found.items())
+
+
+def _watts(table: Table, tokens: str, batch: str | None) -> Watts | None:
+    if not table.has("power_w"):
+        return None
+    return Watts(
+        table.number("power_w", 1.0, _MOST_WATTS),
+        table.number(tokens, 1.0),
+        1.0 if batch is None else table.number(batch, 1.0),
+    )
+
+
+def _averaged(pairs: Iterable[tuple[float, float]]) -> dict[float, float]:
     """Sort by the first number; where it repeats, the mean of the second stands."""
     groups: dict[float, list[float]] = {}
     for key, value in pairs:

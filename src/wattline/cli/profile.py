@@ -1,4 +1,4 @@
-"""`wattline profile fit`: parameters from measurements, with their errors."""
+"""`wattline profile`: parameters fitted to measurements, and engines from profiling results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from wattline.cli.profile_show import show
+
 if TYPE_CHECKING:
     from wattline.catalog.measurements import Measurements
 
@@ -19,7 +21,10 @@ _OBJECTS = ("fit", "fit_of_engine_alone", "cross_validation", "leave_one_gpu_out
 
 @click.group()
 def profile() -> None:
-    """Fit the models of engines and GPUs to measurements."""
+    """Fit the models of engines and GPUs to measurements; look at profiling results."""
+
+
+profile.add_command(show)
 
 
 @profile.command()

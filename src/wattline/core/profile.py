@@ -10,7 +10,7 @@ some, they scale those of the cap response.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -86,33 +86,35 @@ class ProfileEngine:
         if measured_s <= 0.0:
             return PassCost(0.0, min(self.idle_w, setting.cap_w), 1.0)
         compute_s, memory_s, other_s = self._shape(work)
-        # A board that draws k times the watts answers a cap as this one answers a k-th of it.
-        factor = self._watts_factor(work)
-        usual = self.response.settle(compute_s, memory_s, other_s, self.default_cap_w / factor)
+        response = self._response(work)
+        usual = response.settle(compute_s, memory_s, other_s, self.default_cap_w)
         scale = measured_s / usual.duration_s
         ceiling = setting.clock if setting.clock < derate else derate
-        settled = self.response.settle(
-            compute_s * scale, memory_s * scale, other_s * scale, setting.cap_w / factor, ceiling
+        settled = response.settle(
+            compute_s * scale, memory_s * scale, other_s * scale, setting.cap_w, ceiling
         )
-        if factor == 1.0:
-            return PassCost(settled.duration_s, settled.power_w, settled.clock)
-        power_w = round(settled.power_w * factor, 3)
-        if settled.power_w <= setting.cap_w / factor:  # rounding must not break a cap that is kept
-            power_w = min(setting.cap_w, power_w)
-        return PassCost(settled.duration_s, power_w, settled.clock)
+        return PassCost(settled.duration_s, settled.power_w, settled.clock)
 
-    def _watts_factor(self, work: ForwardPass) -> float:
-        """Of a pass that does both, the mean by time."""
-        if work.decode_batch == 0 or self.prefill_watts == self.decode_watts:
-            return self.prefill_watts
+    def _response(self, work: ForwardPass) -> CapResponse:
+        """The cap response with the phase's watts; of a pass that does both, the mean by time."""
+        if self.prefill_watts == self.decode_watts or work.decode_batch == 0:
+            return self._prefill_response
         if work.prefill_tokens == 0:
-            return self.decode_watts
+            return self._decode_response
         decode_s = self._decode_s(work.decode_batch, work.decode_kv_tokens)
         prompt_s = self._prompt_s(work.prefill_tokens, work.prefill_context)
-        whole_s = decode_s + prompt_s
-        if whole_s <= 0.0:
-            return 1.0
-        return (self.prefill_watts * prompt_s + self.decode_watts * decode_s) / whole_s
+        if decode_s + prompt_s <= 0.0:
+            return self.response
+        watts = self.prefill_watts * prompt_s + self.decode_watts * decode_s
+        return _drawing(self.response, watts / (decode_s + prompt_s))
+
+    @cached_property
+    def _prefill_response(self) -> CapResponse:
+        return _drawing(self.response, self.prefill_watts)
+
+    @cached_property
+    def _decode_response(self) -> CapResponse:
+        return _drawing(self.response, self.decode_watts)
 
     def _shape(self, work: ForwardPass) -> PassTime:
         if self.roofline is not None:
@@ -173,6 +175,18 @@ class ProfileEngine:
     @cached_property
     def _contexts(self) -> tuple[float, ...]:
         return tuple(entry.context_tokens for entry in self.decode)
+
+
+def _drawing(response: CapResponse, factor: float) -> CapResponse:
+    """A board that draws `factor` times the watts while it works; idle is left as it is."""
+    if factor == 1.0:
+        return response
+    return replace(
+        response,
+        static_w=response.static_w * factor,
+        compute_w=response.compute_w * factor,
+        memory_w=response.memory_w * factor,
+    )
 
 
 def _clamped(entry: DecodeSlice, usage: float) -> float:
