@@ -14,6 +14,8 @@ from wattline.controller.budget import BudgetDesk
 from wattline.controller.caps import Caps, GrantedCaps, WatchedCaps, newest_epoch
 from wattline.controller.commands import Desk
 from wattline.controller.gather import Gatherer
+from wattline.controller.history import HistoryDesk
+from wattline.controller.history_batch import HistoryReader
 from wattline.controller.loop import Controller
 from wattline.controller.nodes import NodeWatch, open_node
 from wattline.controller.operator import Audit, OrderBook
@@ -150,6 +152,7 @@ def assemble(
         orders=orders,
         recorder=open_recorder(settings, site, path),
         gatherer=gatherer,
+        history=_history(settings, site, warm=state is None),
     )
     controller = Controller(parts, clock, first_tick=first_tick, state=state)
     desk = Desk(orders, budget, audit, clock, controller.attest_off, controller.wake)
@@ -205,6 +208,29 @@ def _demand(settings: ControllerSettings, index: int) -> FrontendDemand | None:
     # A little less than the loop waits, so that the source can still say why.
     limit_s = 0.9 * settings.sources.call_s
     return FrontendDemand(urls, _model_name(settings, index), limit_s=limit_s)
+
+
+def _history(settings: ControllerSettings, site: Site, *, warm: bool) -> HistoryDesk | None:
+    spec = settings.sources.prometheus
+    if spec is None:
+        return None
+    names = [deployment.name for deployment in settings.deployments]
+    reader = HistoryReader(
+        spec,
+        models=[_model_name(settings, index) for index in range(len(names))],
+        namespaces=[spec.namespaces.get(name) for name in names],
+        bin_s=site.settings.history_bin_s,
+        limits=settings.actuation.caps == "annotations",
+    )
+    return HistoryDesk(
+        reader,
+        names,
+        url=spec.url,
+        interval_s=spec.interval_s,
+        stale_s=site.settings.stale_s,
+        draw_age_s=spec.draw_age_s,
+        warm=warm and spec.range_s >= site.settings.history_bin_s,
+    )
 
 
 def _load(

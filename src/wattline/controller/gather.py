@@ -58,6 +58,37 @@ class Gatherer:
         return outcomes
 
 
+class SlowCall:
+    """A call that no tick waits for: begun in one tick, its outcome taken in a later one."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._call: _Call | None = None
+
+    def begin(self, call: Callable[[], Any]) -> bool:
+        """Begin it in a thread of its own; False while the one before is still under way."""
+        if self._call is not None:
+            return False
+        self._call = _started(self._name, call, monotonic())
+        return True
+
+    def take(self) -> Any | None:
+        """What it returned, or a `Failure`, once; None while there is nothing."""
+        if self._call is None or not self._call.done.is_set():
+            return None
+        outcome, self._call = self._call.outcome, None
+        return outcome
+
+    def end(self, limit_s: float) -> bool:
+        """Wait for what is under way; False if it is not over within `limit_s`."""
+        return self._call is None or self._call.done.wait(limit_s)
+
+    @property
+    def waiting_s(self) -> float | None:
+        """How long it has been under way; None: it is not."""
+        return None if self._call is None else monotonic() - self._call.began_s
+
+
 def _started(name: str, call: Callable[[], Any], now_s: float) -> _Call:
     entry = _Call(now_s)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from wattline.controller.budget import InForce
 from wattline.controller.gather import Failure
+from wattline.controller.history import stand_in
 from wattline.controller.observe import Seen, snapshot_of
 from wattline.controller.parts import Parts, node_views, problems_of
 from wattline.controller.replicas import ReplicaNumbers, carry_out_replicas
@@ -144,7 +145,9 @@ class Controller:
         parts.recorder.close()
         parts.caps.close()
         # By the names of the calls, so that one which still hangs is left alone.
-        calls: dict[str, Callable[[], Any]] = {}
+        calls: dict[str, Callable[[], Any]] = {
+            f"node-{index}": source.close for index, source in enumerate(parts.reports)
+        }
         for index, demand in enumerate(parts.demand):
             if demand is not None:
                 calls[f"demand-{index}"] = demand.close
@@ -153,6 +156,8 @@ class Controller:
                 calls[f"load-{index}"] = load.close
         for deployment, sender in parts.admission.senders.items():
             calls[f"admission-{deployment}"] = sender.close
+        if parts.history is not None:
+            calls["prometheus"] = parts.history.close
         parts.gatherer.gather(calls)
 
     def tick(self) -> TickView:
@@ -246,8 +251,12 @@ class Controller:
         views, missing = [], []
         for index, deployment in enumerate(self.parts.site.fleet.deployments):
             reading = outcomes.get(f"demand-{index}", Failure("no frontends are configured"))
+            if self.parts.history is not None:
+                reading, why = stand_in(self.parts.history, index, reading, now_s)
+                missing += [f"{deployment.name}: {each}" for each in why]
             if isinstance(reading, DemandReading):
-                self._demand_seen_s[index] = now_s - reading.view.age_s
+                seen_s = now_s - reading.view.age_s
+                self._demand_seen_s[index] = max(self._demand_seen_s[index], seen_s)
                 views.append(reading.view)
                 missing += [f"{deployment.name}: {why}" for why in reading.missing]
             else:
@@ -277,6 +286,13 @@ class Controller:
         outcomes: Mapping[str, Any],
     ) -> Snapshot:
         parts = self.parts
+        meter: Mapping[str, float] = {}
+        history_missing: list[str] = []
+        if parts.history is not None:
+            parts.history.poll(now_s)
+            meter, history_missing = parts.history.metered(parts.watches, parts.site.gpus_at, now_s)
+            if self._state is not None:
+                self._state = parts.history.warmed(self._state, parts.site.settings)
         demand, demand_missing = self._demand(outcomes, now_s)
         loads, load_missing = self._loads(outcomes)
         cordoned = {gpu for o in orders if o.kind is OrderKind.CORDON for gpu in o.gpus}
@@ -294,8 +310,9 @@ class Controller:
             plan=self._plan,
             cordoned=frozenset(cordoned),
             pinned_w={o.pool: o.cap_w for o in orders if o.pool and o.cap_w is not None},
-            missing=tuple(own + demand_missing + load_missing),
+            missing=tuple(own + demand_missing + load_missing + history_missing),
             state=self._state,
+            meter=meter,
         )
         return snapshot_of(seen, parts.site)
 
@@ -383,4 +400,5 @@ class Controller:
             problems=(*problems_of(parts, nodes, caps, recorder), *own),
             reload=self._reload,
             counters=self._counters,
+            history=None if parts.history is None else parts.history.view(snapshot.time_s),
         )

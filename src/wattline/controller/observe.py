@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wattline.controller.caps import CapsView, enforced_w
 from wattline.controller.nodes import NodeWatch
@@ -28,7 +28,7 @@ class Seen:
     """Everything of one tick. `plan`: the setting last planned per pool, None before the first.
 
     cordoned: GPUs that take no new replica. pinned_w: caps that operators want, per pool's name.
-    numbers: of the replicas within their pools.
+    numbers: of the replicas within their pools. meter: draw per GPU whose agent tells none.
     """
 
     tick: int
@@ -45,6 +45,7 @@ class Seen:
     pinned_w: Mapping[str, float]
     missing: tuple[str, ...]
     state: State | None
+    meter: Mapping[str, float] = field(default_factory=dict)
 
 
 def snapshot_of(seen: Seen, site: Site) -> Snapshot:
@@ -93,12 +94,11 @@ def _phase(uuid: str, holder: dict[str, ReplicaView], cordoned: frozenset[str]) 
 
 
 def _draws(seen: Seen, site: Site) -> tuple[float | None, ...]:
-    """Measured draw per GPU, None where the node is silent or has no meter."""
+    """Measured draw per GPU, None where the node is silent or has no meter, and nobody else."""
     draws: list[float | None] = []
     for uuid, number in zip(site.uuid, site.node, strict=True):
-        node = seen.nodes[number]
-        entry = None if node.silent(seen.now_s) is not None else node.gpu(uuid)
-        draws.append(None if entry is None else entry.facts.draw_w)
+        own_w = seen.nodes[number].draw_w(uuid, seen.now_s)
+        draws.append(seen.meter.get(uuid) if own_w is None else own_w)
     return tuple(draws)
 
 

@@ -9,6 +9,7 @@ from wattline.controller.admission import AdmissionDesk
 from wattline.controller.budget import BudgetDesk
 from wattline.controller.caps import Caps, CapsView
 from wattline.controller.gather import Gatherer
+from wattline.controller.history import HistoryDesk
 from wattline.controller.nodes import NodeWatch
 from wattline.controller.operator import OrderBook
 from wattline.controller.plugin_plan import PluginFiles
@@ -20,7 +21,10 @@ from wattline.recording.segments import FlightRecorder, RecorderStatus
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """What a controller is made of. demand: per deployment; loads: per pool; None: no source."""
+    """What a controller is made of. demand: per deployment; loads: per pool; None: no source.
+
+    history: Prometheus, if there is one.
+    """
 
     site: Site
     advisory: bool
@@ -37,6 +41,7 @@ class Parts:
     orders: OrderBook
     recorder: FlightRecorder
     gatherer: Gatherer
+    history: HistoryDesk | None = None
 
 
 def node_views(parts: Parts, now_s: float) -> tuple[NodeView, ...]:

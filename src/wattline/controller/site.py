@@ -31,6 +31,11 @@ class Site:
         """Pools and products."""
         return self.settings.fleet
 
+    @property
+    def gpus_at(self) -> tuple[tuple[str, int], ...]:
+        """Name and node of every GPU."""
+        return tuple(zip(self.uuid, self.node, strict=True))
+
     def product(self, gpu: int) -> GpuProduct:
         """The product of GPU number `gpu`."""
         return self.fleet.product_of(self.fleet.pools[self.pool[gpu]])

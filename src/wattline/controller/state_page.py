@@ -51,6 +51,7 @@ def _document(view: TickView, fleet: Fleet, now_s: float) -> dict[str, Any]:
                 "granted_w": view.caps.granted_w[gpu],
                 "booked_w": view.caps.booked_w[gpu],
                 "draw_w": snapshot.gpus.draw_w[gpu],
+                "draw_source": _draw_source(view, gpu),
             }
             for gpu, uuid in enumerate(snapshot.gpus.uuid)
         ],
@@ -59,12 +60,21 @@ def _document(view: TickView, fleet: Fleet, now_s: float) -> dict[str, Any]:
             "frontends": [asdict(frontend) for frontend in view.frontends],
         },
         "orders": [] if view.carried is None else [asdict(o) for o in view.carried.orders],
+        "prometheus": None if view.history is None else asdict(view.history),
         "recorder": asdict(view.recorder),
         "missing": list(snapshot.missing),
         "problems": list(view.problems),
         "reload": view.reload,
         "counters": asdict(view.counters),
     }
+
+
+def _draw_source(view: TickView, gpu: int) -> str | None:
+    """Who measured it; its age is that of the node's report, or in `prometheus`."""
+    if view.snapshot.gpus.draw_w[gpu] is None:
+        return None
+    used = () if view.history is None else view.history.used
+    return "prometheus" if view.snapshot.gpus.uuid[gpu] in used else "agent"
 
 
 def _pool(view: TickView, fleet: Fleet, index: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from wattline.controller.admission import FrontendView
 from wattline.controller.budget import InForce
 from wattline.controller.caps import CapsView
+from wattline.controller.history import HistoryView
 from wattline.core.decision import Decision
 from wattline.core.snapshot import Snapshot
 from wattline.recording.orders import Carried
@@ -63,3 +64,4 @@ class TickView:
     problems: tuple[str, ...]
     reload: str
     counters: Counters
+    history: HistoryView | None = None

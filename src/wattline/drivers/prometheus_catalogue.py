@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wattline.core.errors import InputError
-from wattline.drivers.prometheus import Labels, Query, QueryResult, Reading
+from wattline.drivers.prometheus import (
+    History,
+    Labels,
+    Query,
+    QueryResult,
+    RangeQuery,
+    Reading,
+)
 
 FRONTEND = "dynamo_frontend"
 ROUTER = "dynamo_component_router"
@@ -70,6 +77,78 @@ def frontend_queries(window_s: int, prefix: str = FRONTEND) -> tuple[Query, ...]
         age=f"max by (model, dynamo_namespace)(timestamp({started}) or timestamp({ended}))",
     )
     return (*means, requests)
+
+
+def demand_queries(window_s: int, prefix: str = FRONTEND) -> tuple[Query, ...]:
+    """What a deployment's demand is made of over the last `window_s`, per model and namespace.
+
+    `requests`, `completions`, `rejected`: counts; `input_tokens`, `output_tokens`, `cached_tokens`:
+    means of a request.
+    """
+    window = _window(window_s)
+    means = [
+        query
+        for query in frontend_queries(window_s, prefix)
+        if query.name in ("input_tokens", "output_tokens", "requests")
+    ]
+    counts = {
+        "completions": f'{prefix}_requests_total{{status="success"}}',
+        "rejected": f"{prefix}_model_rejection_total",
+    }
+    cached = f"{prefix}_cached_tokens"
+    return (
+        *means,
+        *(
+            Query(
+                name=name,
+                expr=f"{_BY_MODEL}(increase({series}[{window}]))",
+                age=f"max by (model, dynamo_namespace)(timestamp({series}))",
+            )
+            for name, series in counts.items()
+        ),
+        Query(
+            name="cached_tokens",
+            expr=f"{_BY_MODEL}(increase({cached}_sum[{window}])) / "
+            f"{_BY_MODEL}(increase({cached}_count[{window}]))",
+            age=f"max by (model, dynamo_namespace)(timestamp({cached}_count))",
+        ),
+    )
+
+
+def past_queries(
+    now_s: float, range_s: float, bin_s: float, window_s: int, prefix: str = FRONTEND
+) -> tuple[Query | RangeQuery, ...]:
+    """Demand of the last `range_s` in bins (`rates`), and the mean request over all of it."""
+    window = _window(max(window_s, round(bin_s)))
+    started, ended = f"{prefix}_requests_started_total", f"{prefix}_requests_total"
+    bins = int(range_s / bin_s)
+    rates = RangeQuery(
+        name="rates",
+        expr=f"{_BY_MODEL}(rate({started}[{window}])) or {_BY_MODEL}(rate({ended}[{window}]))",
+        start_s=now_s - (bins - 1) * bin_s,
+        end_s=now_s,
+        step_s=bin_s,
+    )
+    means = [
+        query
+        for query in demand_queries(max(window_s, round(range_s)), prefix)
+        if query.name.endswith("_tokens")
+    ]
+    return (rates, *means)
+
+
+def limit_query(max_age_s: float | None = None) -> Query:
+    """Power limit in force per GPU, W, where the exporter's counters have been extended by it.
+
+    Neither is among the DCGM exporter's default counters.
+    """
+    names = ("DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "DCGM_FI_DEV_POWER_MGMT_LIMIT")
+    return Query(
+        name="gpu_limit",
+        expr=" or ignoring(__name__) ".join(names),
+        age=" or ".join(f"timestamp({each})" for each in names),
+        max_age_s=max_age_s,
+    )
 
 
 def router_queries(window_s: int, namespace: str) -> tuple[Query, ...]:
@@ -136,14 +215,19 @@ def of_model(
     result: QueryResult, model: str | None = None, namespace: str | None = None
 ) -> list[Reading]:
     """Readings of a model (any case of letters) and of a namespace, where they are given."""
+    return [each for each in result.readings if _is_of(each.labels, model, namespace)]
 
-    def chosen(labels: Labels) -> bool:
-        named = labels.get("model", labels.get("model_name", ""))
-        return (model is None or named.casefold() == model.casefold()) and (
-            namespace is None or labels.get("dynamo_namespace") == namespace
-        )
 
-    return [each for each in result.readings if chosen(each.labels)]
+def past_of_model(result: QueryResult, model: str, namespace: str | None = None) -> list[History]:
+    """As `of_model`, of ranges."""
+    return [each for each in result.histories if _is_of(each.labels, model, namespace)]
+
+
+def _is_of(labels: Labels, model: str | None, namespace: str | None) -> bool:
+    named = labels.get("model", labels.get("model_name", ""))
+    return (model is None or named.casefold() == model.casefold()) and (
+        namespace is None or labels.get("dynamo_namespace") == namespace
+    )
 
 
 def gpu_power(result: QueryResult) -> tuple[tuple[GpuPower, ...], tuple[str, ...]]:
