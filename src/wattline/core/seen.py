@@ -94,7 +94,8 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
     demand = in_force(demand, calibration)
     excess = (*state.excess_w, excess_w(gpus))[-_STUCK_TICKS:]
     stuck_w = min(excess) if len(excess) == _STUCK_TICKS else 0.0
-    unavailable_w = round(held_elsewhere_w(gpus, layout.parked_w) + stuck_w, 3)
+    reserved_w = sum(view.reserved_w for view in snapshot.pools)
+    unavailable_w = round(held_elsewhere_w(gpus, layout.parked_w) + stuck_w + reserved_w, 3)
     return Seen(
         gpus=gpus,
         state=replace(

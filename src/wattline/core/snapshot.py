@@ -53,7 +53,8 @@ class PoolView:
 
     queued_prefill_tokens: prompt tokens waiting or running. active_kv_tokens: tokens of context
     held. Both are sums over ready replicas, None when metrics are missing. pinned_w: the cap at
-    which an operator wants each of its serving GPUs, None where nobody does.
+    which an operator wants each of its serving GPUs, None where nobody does. reserved_w: watts
+    beyond the bookings that no plan may use, because GPUs of the pool are given back.
     """
 
     ready: int
@@ -64,6 +65,7 @@ class PoolView:
     active_kv_tokens: float | None
     running: float | None
     pinned_w: float | None = None
+    reserved_w: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,8 @@ class DemandView:
 
     Sums, not averages, so that windows add up. `None` throughout means that metrics are missing
     (an outage), which is not the same as zero. `cached_tokens_sum` counts prompt tokens found in a
-    prefix cache. Latency figures are over requests that ended in the window.
+    prefix cache. Latency figures are over requests that ended in the window; means may be missing
+    where medians are there, and medians out of a histogram are coarse.
     `future_rps` is the true demand ahead, in steps of `future_step_s`, given to the oracle only.
     """
 
@@ -90,6 +93,8 @@ class DemandView:
     age_s: float
     future_rps: tuple[float, ...] | None = None
     future_step_s: float = 1.0
+    ttft_mean_s: float | None = None
+    itl_mean_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

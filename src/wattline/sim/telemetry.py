@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import fsum
 
 import numpy as np
 
@@ -135,6 +136,8 @@ class Telemetry:
             ttft_p99_s=percentile(ttft, 0.99),
             itl_p50_s=percentile(itl, 0.5),
             itl_p99_s=percentile(itl, 0.99),
+            ttft_mean_s=mean(ttft),
+            itl_mean_s=mean(itl),
             age_s=round(now_s - self._last_s, 6),
             future_rps=self._future(index, now_s),
             future_step_s=self._future_step_s,
@@ -183,6 +186,11 @@ class Telemetry:
             draw_w=(None,) * self._gpus,
             missing=(why,),
         )
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean of `values`; None when there are none."""
+    return round(fsum(values) / len(values), 9) if values else None
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

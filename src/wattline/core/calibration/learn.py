@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import ceil, isfinite
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from wattline.core.transition import GpuArrays
 _SAME_W = 1.0
 # A pool has to stand still for as long as a mean answer takes at its target, within these bounds.
 _LEAST_HOLD_S, _MOST_HOLD_S = 2.0, 60.0
+# TTFT tells of a replica's speed only while at most this share of it is spent behind other prompts.
+_CALM = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +169,8 @@ def _gathered(state: DeploymentCalibration, tick: Tick) -> DeploymentCalibration
         state,
         seconds=round(state.seconds + seconds, 6),
         requests=state.requests + ended,
-        ttft_sum=_weighted(state.ttft_sum, view.ttft_p50_s, ended),
-        itl_sum=_weighted(state.itl_sum, view.itl_p50_s, ended),
+        ttft_sum=_weighted(state.ttft_sum, mean_ttft_s(view), ended),
+        itl_sum=_weighted(state.itl_sum, mean_itl_s(view), ended),
         tokens=round(state.tokens + tokens, 3),
         estimate_tokens=round(state.estimate_tokens + seconds * state.estimate_tokens_per_s, 3),
     )
@@ -198,9 +200,13 @@ def _weighted(total: float | None, value: float | None, weight: float) -> float 
 
 
 def _stands_still(old: SteadyPool, pool: PoolSight, tick: Tick) -> bool:
-    answer_s = tick.mix.output_tokens * tick.slo.itl_s
-    hold_s = min(_MOST_HOLD_S, max(_LEAST_HOLD_S, answer_s))
-    return old.limit_w is not None and not pool.slowed and tick.now_s - old.since_s >= hold_s
+    stood_s = tick.now_s - old.since_s
+    return old.limit_w is not None and not pool.slowed and stood_s >= _answer_s(tick)
+
+
+def _answer_s(tick: Tick) -> float:
+    """How long a mean answer takes at its target, within bounds."""
+    return min(_MOST_HOLD_S, max(_LEAST_HOLD_S, tick.mix.output_tokens * tick.slo.itl_s))
 
 
 def _prediction(
@@ -235,6 +241,11 @@ def _compared(
 ) -> RoleCalibration:
     """Add what the pools of one role (`own`, by index) show beside what was predicted of them."""
     ttft_s, itl_s = _latencies(entry.role, own, made, tick)
+    ttft = entry.ttft.plus(mean_ttft_s(tick.view), ttft_s, ended)
+    queue_s = entry.queue_s
+    if ttft is not entry.ttft:
+        shares = [tick.shares[index] for index in own]
+        queue_s += ended * (_mean([made[index].queue_s for index in own], shares) or 0.0)
     drawn = predicted = metered = 0.0
     for index in own:
         pool, draw_w = tick.pools[index], made[index].draw_w
@@ -245,8 +256,9 @@ def _compared(
     view = tick.view
     return replace(
         entry,
-        ttft=entry.ttft.plus(_positive(view.ttft_p50_s), ttft_s, ended),
-        itl=entry.itl.plus(_positive(view.itl_p50_s), itl_s, ended),
+        ttft=ttft,
+        queue_s=round(queue_s, 9),
+        itl=entry.itl.plus(mean_itl_s(view), itl_s, ended),
         power=entry.power.plus(drawn, predicted, view.window_s if metered else 0.0),
     )
 
@@ -299,6 +311,16 @@ def _works(pool: PoolSight, tick: Tick) -> bool:
     return pool.role is not Role.PREFILL and (pool.view.running or 0.0) > 0.0
 
 
+def mean_ttft_s(view: DemandView) -> float | None:
+    """Mean TTFT of a window, the median where no mean is known; None if neither is."""
+    return _positive(view.ttft_p50_s if view.ttft_mean_s is None else view.ttft_mean_s)
+
+
+def mean_itl_s(view: DemandView) -> float | None:
+    """Mean ITL of a window, the median where no mean is known; None if neither is."""
+    return _positive(view.itl_p50_s if view.itl_mean_s is None else view.itl_mean_s)
+
+
 def _positive(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) and value > 0.0 else None
 
@@ -321,7 +343,7 @@ def _closed(
         why = violation(served, tick.slo, terms.drift)
     return replace(
         state,
-        roles=tuple(_followed(entry, terms) for entry in state.roles),
+        roles=tuple(_followed(entry, terms, tick) for entry in state.roles),
         seconds=0.0,
         requests=0.0,
         ttft_sum=None,
@@ -333,8 +355,11 @@ def _closed(
     )
 
 
-def _followed(entry: RoleCalibration, terms: CalibrationSettings) -> RoleCalibration:
-    ttft = entry.ttft.comparison(terms.least_requests)
+def _followed(entry: RoleCalibration, terms: CalibrationSettings, tick: Tick) -> RoleCalibration:
+    calm = entry.calm + 1 if entry.queue_s <= _CALM * entry.ttft.predicted else 0
+    # Answers that end now were queued as long ago as a mean answer takes.
+    since = 1 + ceil(_answer_s(tick) / terms.window_s)
+    ttft = entry.ttft.comparison(terms.least_requests) if calm >= since else None
     itl = entry.itl.comparison(terms.least_requests)
     power = entry.power.comparison(0.0)
     factors = entry.factors.followed(terms.factors, ttft=ttft, itl=itl, power=power)
@@ -342,6 +367,7 @@ def _followed(entry: RoleCalibration, terms: CalibrationSettings) -> RoleCalibra
     return RoleCalibration(
         role=entry.role,
         factors=factors,
+        calm=calm,
         in_force=Factors(
             ttft=_in_force(old.ttft, factors.ttft, terms.step) if terms.latency else 1.0,
             itl=_in_force(old.itl, factors.itl, terms.step) if terms.latency else 1.0,

@@ -19,7 +19,7 @@ from wattline.core.snapshot import PoolView
 
 _MARGINS = Margins()
 _MOST_QUEUE = 1e4
-"""Prompts waiting per replica beyond which nothing is said of TTFT."""
+"""Prompts per replica beyond which a queue is not one that a prediction can be made for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,12 @@ class Predicted:
     """Of one pool at the load that is seen. None: the role has none, or the load is not known.
 
     stage_s: time from arrival to the end of the prompt's pass (prefill), or to the first token
-    (aggregated). itl_s: time between tokens. draw_w: mean watts per serving GPU.
+    (aggregated); queue_s: the part of it that is spent behind other prompts. itl_s: time between
+    tokens. draw_w: mean watts per serving GPU.
     """
 
     stage_s: float | None = None
+    queue_s: float = 0.0
     itl_s: float | None = None
     draw_w: float | None = None
 
@@ -58,10 +60,14 @@ def predict(
         return spent.duration_s, spent.power_w
 
     if role is Role.PREFILL:
-        stage_s = _prompt_s(engine, cost, mix, view)
         one_s, busy_w = prompt_pass(engine, cost, mix, 1, _MARGINS)
+        stage_s = _prompt_s(engine, cost, mix, view)
         busy = min(1.0, slower * one_s * tokens_per_s / max(1.0, mix.computed_tokens))
-        return Predicted(stage_s=stage_s, draw_w=engine.idle_w + (busy_w - engine.idle_w) * busy)
+        return Predicted(
+            stage_s=stage_s,
+            queue_s=0.0 if stage_s is None else stage_s - one_s,
+            draw_w=engine.idle_w + (busy_w - engine.idle_w) * busy,
+        )
     running, held = view.running, view.active_kv_tokens
     if running is None or held is None or not (isfinite(running) and isfinite(held)):
         return Predicted()
@@ -79,8 +85,10 @@ def predict(
     if passes is None:
         return Predicted()
     ahead = _prompts_ahead(mix, view)
+    own_s = passes.prompt_s + passes.mean_s / 2.0
     return Predicted(
-        stage_s=None if ahead is None else (1.0 + ahead) * passes.prompt_s + passes.mean_s / 2.0,
+        stage_s=None if ahead is None else ahead * passes.prompt_s + own_s,
+        queue_s=0.0 if ahead is None else ahead * passes.prompt_s,
         itl_s=passes.mean_s,
         draw_w=with_idle(engine, batch, passes.watts),
     )

@@ -57,7 +57,9 @@ class RoleCalibration:
     """One role of a deployment.
 
     factors: as followed; in_force: as applied, 1 or more. ttft, itl, power: the open window.
-    windows: closed ones from which something was learned; pegged: those that ended at a clamp.
+    queue_s: sum of what the open window's predicted TTFTs owe to the queue; calm: closed windows in
+    a row in which that was little. windows: closed ones from which something was learned; pegged:
+    those that ended at a clamp.
     """
 
     role: Role
@@ -66,6 +68,8 @@ class RoleCalibration:
     ttft: Sums = _NOTHING
     itl: Sums = _NOTHING
     power: Sums = _NOTHING
+    queue_s: float = 0.0
+    calm: int = 0
     windows: int = 0
     pegged: Pegged = _NEVER
 
