@@ -158,7 +158,7 @@ class LiveStack:
         for number in range(spec.nodes):
             name = f"node-{number + 1}"
             self.nodes[name] = VirtualNode(
-                self.folder / name, spec.products_of(number), settle_s=spec.settle_s
+                self.folder / name, spec.products_of(number), settle_s=spec.settle_s, seed=number
             )
         taken = dict.fromkeys(self.nodes, 0)
         for index, pool in enumerate(spec.deployment.pools):
