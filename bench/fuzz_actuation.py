@@ -197,6 +197,10 @@ class Posted:
     def stop(self) -> None:
         """Nothing runs."""
 
+    def brake_trouble(self) -> str | None:
+        """None: there is no brake file."""
+        return None
+
     def age_s(self) -> float | None:
         """Always fresh."""
         return 0.0
@@ -229,6 +233,10 @@ class Listing:
     def failures(self) -> int:
         """None."""
         return 0
+
+    def trouble(self) -> str | None:
+        """None."""
+        return None
 
     def owners(self) -> Ownership:
         """Pods dealt out over the GPUs."""

@@ -308,11 +308,9 @@ class Actuator:
     def on_written(self, written: Written) -> None:
         """Take in what came of an order or of a brake."""
         entry = self.entries[written.uuid]
-        if written.braking:
-            if written.order.brakes > self.brakes:
-                self._early_brakes.append(written)  # the news of that brake is still under way
-                return
-            entry.brakes_done = written.order.brakes
+        if written.braking and written.order.brakes > self.brakes:
+            self._early_brakes.append(written)  # the news of that brake is still under way
+            return
         if written.order.watts is not None:
             self._limit_written(entry, written)
         elif written.enforced_w is not None:

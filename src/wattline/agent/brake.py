@@ -2,6 +2,10 @@
 
 It has a thread of its own that knows each GPU's brake watts beforehand, so that neither the loop
 nor a slow disk stands in its way; the loop hears of it afterwards.
+
+A brake never undoes a lowering. The loop sets new targets before it sends an order, and targets do
+not change while a brake is handed out. So either the brake has the new targets, or all lanes have
+it before the order, which they then drop because its maker did not know of this brake.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ class BrakeSwitch:
     def __init__(self, post: Callable[[Braked], None]) -> None:
         self._post = post
         self._calls: queue.SimpleQueue[BrakeCall | None] = queue.SimpleQueue()
+        self._handing_out = threading.Lock()
         self._targets: tuple[tuple[Lane, float], ...] = ()
         self._count = 0
         self._thread = threading.Thread(target=self._run, name="brake", daemon=True)
@@ -53,8 +58,12 @@ class BrakeSwitch:
         self._thread.start()
 
     def set_targets(self, targets: tuple[tuple[Lane, float], ...]) -> None:
-        """Where a brake takes each GPU from now on, in watts."""
-        self._targets = targets
+        """Where a brake takes each GPU from now on, in watts.
+
+        Waits for a brake that is being handed out: microseconds, no call to a GPU is in them.
+        """
+        with self._handing_out:
+            self._targets = targets
 
     def call(self, call: BrakeCall) -> None:
         """Brake. Returns at once; may be called by any thread and by a signal handler."""
@@ -69,8 +78,9 @@ class BrakeSwitch:
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             self._count += 1
-            targets = self._targets
-            for lane, watts in targets:
-                lane.brake(watts, self._count)
+            with self._handing_out:
+                targets = self._targets
+                for lane, watts in targets:
+                    lane.brake(watts, self._count)
             told = {lane.uuid: watts for lane, watts in targets}
             self._post(Braked(call=call, count=self._count, targets=told))

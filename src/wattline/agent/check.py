@@ -252,6 +252,9 @@ def _owners(settings: AgentSettings, make: Callable[[], OwnerSource]) -> Iterato
         yield Row(Level.OK, about, found)
     for line in ownership.unresolved:
         yield Row(Level.WARN, about, line, "its GPU counts as held by nobody")
+    for uuid, why in ownership.untold.items():
+        found = f"GPU {uuid}: {why}"
+        yield Row(Level.WARN, about, found, "its limit stays as it is until that works")
 
 
 def _pods(settings: AgentSettings, make: Callable[[], PodSource]) -> tuple[Row, Sequence[Pod]]:

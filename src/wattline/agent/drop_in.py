@@ -50,7 +50,9 @@ class AnnotatedLimits:
 
     def _apply(self, entry: GpuEntry, seen: OwnersSeen) -> None:
         limits = None if entry.facts is None else entry.facts.limits
-        owners = None if seen.joined is None else seen.joined.owners.get(entry.uuid, frozenset())
+        owners = None
+        if seen.joined is not None and entry.uuid not in seen.joined.untold:
+            owners = seen.joined.owners.get(entry.uuid, frozenset())
         decision = decide(
             owners,
             self._index,

@@ -46,10 +46,8 @@ class GpuEntry:
     fault: str | None = None
     write_error: str | None = None
     write: Write | None = None
-    brakes_done: int = 0
     clock: ClockCeiling = field(default_factory=ClockCeiling)
     decision: Decision | None = None
-    owners: tuple[str, ...] = ()
     remark: str | None = None
 
 

@@ -65,6 +65,9 @@ class GrantSource(Protocol):
     def age_s(self) -> float | None:
         """Seconds since good grants were last seen to be in place; None: never."""
 
+    def brake_trouble(self) -> str | None:
+        """Why the brake file cannot be looked at now; None: it can, or there is none to look at."""
+
 
 Signature = tuple[int, int, int, int]
 
@@ -115,6 +118,10 @@ class FileGrantSource:
         """Seconds since good grants were last seen to be in place."""
         return None if self._good_s is None else self._now() - self._good_s
 
+    def brake_trouble(self) -> str | None:
+        """Why the brake file cannot be looked at now; None: it can."""
+        return self._brake_trouble
+
     def look(self) -> list[GrantEvent]:
         """One look at both files: what has changed since the last one."""
         return self._look_at_brake() + self._look_at_grants()
@@ -142,9 +149,11 @@ class FileGrantSource:
             return []
         try:
             seen = _signature(self._brake_file)
+            if seen is None:
+                os.stat(self._brake_file.parent)  # else the folder is away, and not the file
         except OSError as error:
             # A brake that cannot be looked at is not released, and nobody can call it.
-            why = error.strerror or str(error)
+            why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             if why != self._brake_trouble:
                 log.error("the brake file cannot be looked at", extra={"why": why})
             self._brake_trouble = why

@@ -24,11 +24,15 @@ class GrantedLimits:
         """Whether grants have ever been read."""
         self.refusal: str | None = None
         """Why the newest grants cannot be obeyed; None: they can."""
+        self.refused_s = 0.0
+        """Since when, on the loop's clock; means nothing without a refusal."""
         self.unknown: tuple[str, ...] = ()
         """GPUs of the newest grants that are not on this node."""
 
-    def on_refused(self, refused: GrantsRefused) -> None:
+    def on_refused(self, refused: GrantsRefused, now_s: float) -> None:
         """Grants that cannot be used: those obeyed before stay in force."""
+        if self.refusal is None:
+            self.refused_s = now_s
         self.refusal = refused.why
         self._actuator.tally.add("wattline_agent_grant_files_refused_total")
         log.warning("grants refused", extra={"why": refused.why})

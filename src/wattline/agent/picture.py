@@ -25,6 +25,7 @@ class Scene:
     not_ready: tuple[str, ...]
     owner_method: str | None
     reasons: Mapping[str, Reason]
+    owners: Mapping[str, tuple[str, ...]]
 
 
 def take_picture(actuator: Actuator, scene: Scene) -> AgentSnapshot:
@@ -127,7 +128,7 @@ def _view(actuator: Actuator, entry: GpuEntry, scene: Scene) -> GpuView:
         throttle_reasons=frozenset() if readings is None else readings.throttle_reasons,
         persistence=None if facts is None else facts.persistence,
         mig=None if facts is None else facts.mig,
-        owners=entry.owners,
+        owners=scene.owners.get(uuid, ()),
         read_age_s=None if readings is None else max(0.0, scene.now_s - readings.read_s),
         fault=_fault(entry),
         notes=_notes(entry, rival),

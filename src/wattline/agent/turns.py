@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from wattline import __version__
@@ -25,6 +25,7 @@ from wattline.agent.metric_catalogue import LIST_FAILURES, counter_key
 from wattline.agent.operations import Audit, Operator
 from wattline.agent.owner_watch import OwnersSeen, OwnerWatch
 from wattline.agent.picture import Scene, take_picture
+from wattline.agent.readiness import of_brake_file, of_gpus, of_grants, of_owners
 from wattline.agent.snapshot import AgentSnapshot, Mode
 from wattline.drivers.gpu.device import GpuDevice, GpuError, GpuFault
 from wattline.drivers.pods import PodName, PodSource
@@ -114,6 +115,7 @@ class Turns:
         self._clock = clock
         self._seen: OwnersSeen | None = None
         self._owners_s: float | None = None
+        self._owners: dict[str, tuple[str, ...]] = {}
         self._enumerated = False
         self._enumeration_error: str | None = None
         self._left_out: tuple[str, ...] = ()
@@ -186,7 +188,7 @@ class Turns:
                 self.parts.granted.on_grants(event.grants, event.read_s)
                 self._changed = True
             case GrantsRefused():
-                self.parts.granted.on_refused(event)
+                self.parts.granted.on_refused(event, self._clock())
                 self._changed = True
             case BrakeFile():
                 self._on_brake_file(event)
@@ -301,9 +303,9 @@ class Turns:
     def _on_owners(self, seen: OwnersSeen) -> None:
         self._changed = self._undecided = True
         before, self._seen = self._seen, seen
-        if seen.joined is None:
+        if seen.joined is None or seen.joined.untold:
             self._actuator.tally.add("wattline_agent_owner_failures_total")
-        else:
+        if seen.joined is not None:
             self._owners_s = seen.seen_s
             unresolved = seen.joined.unresolved
             known = None if before is None or before.joined is None else before.joined.unresolved
@@ -315,11 +317,15 @@ class Turns:
         ):
             if error is not None and error != old:
                 log.warning("listing failed", extra={"what": what, "why": error})
-        names = {pod.uid: f"{pod.namespace}/{pod.name}" for pod in seen.pods or ()}
-        for entry in self._actuator.entries.values():
-            if seen.joined is not None:
-                keys = seen.joined.owners.get(entry.uuid, frozenset())
-                entry.owners = tuple(sorted(_owner_name(key, names) for key in keys))
+        if seen.joined is not None:
+            names = {pod.uid: f"{pod.namespace}/{pod.name}" for pod in seen.pods or ()}
+            told = {
+                uuid: tuple(sorted(_owner_name(key, names) for key in keys))
+                for uuid, keys in seen.joined.owners.items()
+            }
+            for uuid in seen.joined.untold:
+                told[uuid] = self._owners.get(uuid, ())
+            self._owners = told
         if self.parts.drop_in is not None:
             self.parts.drop_in.on_owners(seen)
 
@@ -359,8 +365,9 @@ class Turns:
             now_s=now_s,
             sources=self._ages(now_s),
             counters=counters,
-            not_ready=tuple(self._missing()),
+            not_ready=tuple(self._not_ready(now_s)),
             owner_method=None if self._seen is None else self._seen.method,
+            owners=self._owners,
             reasons={entry.uuid: reason_of(entry) for entry in self._actuator.entries.values()},
         )
         snapshot = take_picture(self._actuator, scene)
@@ -382,25 +389,16 @@ class Turns:
             ages["owners"] = None if self._owners_s is None else now_s - self._owners_s
         return ages
 
-    def _missing(self) -> list[str]:
-        """Why the agent is not ready."""
-        reasons = []
+    def _not_ready(self, now_s: float) -> Iterator[str]:
+        parts = self.parts
         entries = self._actuator.entries.values()
-        if self._enumeration_error is not None:
-            reasons.append(f"GPUs cannot be listed: {self._enumeration_error}")
-        elif not self._enumerated:
-            reasons.append("GPUs have not been listed yet")
-        elif not entries:
-            reasons.append("no GPU on this node")
-        reasons += [
-            f"GPU {entry.uuid} has not been read yet" for entry in entries if not entry.known
-        ]
+        yield from of_gpus(entries, listed=self._enumerated, error=self._enumeration_error)
         if self._settings.mode is Mode.GRANTS:
-            if not self.parts.granted.read:
-                reasons.append(self.parts.granted.refusal or "no grants have been read yet")
-        elif self._seen is None or self._seen.pods is None or self._seen.joined is None:
-            reasons.append("pods and their GPUs have not been listed yet")
-        return reasons
+            yield from of_grants(parts.granted, parts.grants, now_s)
+        else:
+            age_s = None if self._owners_s is None else now_s - self._owners_s
+            yield from of_owners(self._seen, parts.pods, age_s)
+        yield from of_brake_file(parts.grants)
 
 
 def _owner_name(key: PodName | str, names: dict[str, str]) -> str:

@@ -70,12 +70,15 @@ class Lookups:
             self._parents, self._parents_s = found, now_s
         return self._parents
 
-    def pids(self) -> Mapping[str, Sequence[int]]:
-        """Host process ids by GPU UUID; GpuError."""
-        return {
-            device.identity.uuid: [process.pid for process in device.processes()]
-            for device in self._devices()
-        }
+    def pids(self) -> Mapping[str, Sequence[int] | GpuError]:
+        """Host process ids by GPU UUID, or how that GPU's list failed. GpuError: there are none."""
+        found: dict[str, Sequence[int] | GpuError] = {}
+        for device in self._devices():
+            try:
+                found[device.identity.uuid] = [process.pid for process in device.processes()]
+            except GpuError as error:
+                found[device.identity.uuid] = error
+        return found
 
     def close(self) -> None:
         """Let go of the library, if it was opened."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -57,11 +57,14 @@ class Ownership:
 
     A GPU that nobody holds is absent. MIG instances and time-sliced replicas count for the GPU
     that they are part of. `unresolved`: one line for each device that could not be told.
+    `untold`: GPUs whose holders could not be told as a whole, and why: for them this is a failed
+    listing, whatever `pods` has.
     """
 
     method: OwnerMethod
     pods: Mapping[str, frozenset[PodName] | frozenset[str]]
     unresolved: tuple[str, ...] = ()
+    untold: Mapping[str, str] = field(default_factory=dict)
 
 
 class SourceError(WattlineError):
@@ -85,6 +88,9 @@ class PodSource(Protocol):
 
     def failures(self) -> int:
         """Failed calls since the start."""
+
+    def trouble(self) -> str | None:
+        """Why `pods` is not in step now, in one line; None: it is."""
 
 
 class OwnerSource(Protocol):

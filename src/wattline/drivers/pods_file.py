@@ -10,6 +10,7 @@ written them. A file that is torn, missing or wrong changes nothing: the newest 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,8 @@ from wattline.drivers.pods import (
     SourceError,
 )
 from wattline.drivers.trusted_files import read_trusted
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 _MAX_BYTES = 16 * 1024 * 1024
@@ -97,6 +100,8 @@ class PodsFile:
             pods = self._file.read()
         except SourceError as error:
             self._failures += 1
+            if self._trouble != str(error):
+                log.warning("pods file cannot be used", extra={"why": str(error)})
             self._trouble = str(error)
             return
         self._seen_s = self._clock()

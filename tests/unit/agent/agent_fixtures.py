@@ -65,6 +65,8 @@ class Listings:
         self.held: dict[str, set[str]] = {}
         self.pods_fail = False
         self.owners_fail = False
+        self.untold: dict[str, str] = {}
+        self.out_of_step: str | None = None
         self.looks = 0
 
     def start(self) -> None:
@@ -87,6 +89,9 @@ class Listings:
     def failures(self) -> int:
         return int(self.pods_fail)
 
+    def trouble(self) -> str | None:
+        return self.out_of_step
+
     def owners(self) -> Ownership:
         self.looks += 1
         if self.owners_fail:
@@ -96,7 +101,8 @@ class Listings:
             for gpu, names in self.held.items()
             if names
         }
-        return Ownership(OwnerMethod.POD_RESOURCES, held)
+        told = {gpu: pods for gpu, pods in held.items() if gpu not in self.untold}
+        return Ownership(OwnerMethod.POD_RESOURCES, told, untold=dict(self.untold))
 
     def put(self, name: str, limit: str | None, *gpus: str) -> None:
         """A pod with GPUs."""

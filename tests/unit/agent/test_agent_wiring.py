@@ -77,9 +77,17 @@ def test_failures_of_lookups_are_failures_of_the_source() -> None:
     node.fail(node.gpus[0].uuid, GpuFault.LOST, "mig_uuids")
     with pytest.raises(SourceError, match="parts of GPUs"):
         lookups.parents()
-    node.fail(node.gpus[0].uuid, GpuFault.LOST, "processes")
-    with pytest.raises(GpuError):
-        lookups.pids()
+
+
+def test_a_process_list_that_fails_is_that_gpus_failure_only() -> None:
+    node = SimulatedNode([H200, H200])
+    first, second = (gpu.uuid for gpu in node.gpus)
+    node.fail(first, GpuFault.UNKNOWN, "processes")
+    with node.changing(second) as gpu:
+        gpu.processes = (GpuProcess(7),)
+    pids = Lookups(Counted(node), fresh_s=0.0).pids()
+    assert isinstance(pids[first], GpuError)
+    assert pids[second] == [7]
 
 
 def test_processes_are_the_hosts_ids_by_gpu() -> None:

@@ -60,6 +60,9 @@ class Pods:
     def failures(self) -> int:
         return 0
 
+    def trouble(self) -> str | None:
+        return None
+
 
 class Place:
     """A node to look at, in good order unless a test changes it."""
@@ -250,10 +253,12 @@ def test_owners(place: Place) -> None:
     place.pods = Pods([])
     row = place.one("owners", mode=Mode.ANNOTATIONS, safe_default_w=500.0, pods="kube")
     assert row.level is Level.FAIL
-    place.owners = Owners(Ownership(OwnerMethod.PROCESSES, {}, ("process 7: gone",)))
-    fallback, unresolved = place.about("owners")
+    told = Ownership(OwnerMethod.PROCESSES, {}, ("device 7: gone",), {"GPU-a": "no permission"})
+    place.owners = Owners(told)
+    fallback, unresolved, untold = place.about("owners")
     assert "no socket" in fallback.found
-    assert unresolved.found == "process 7: gone"
+    assert unresolved.found == "device 7: gone"
+    assert untold.found == "GPU GPU-a: no permission"
 
 
 def test_pods_are_waited_for_and_the_watch_is_ended(

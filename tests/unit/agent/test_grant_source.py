@@ -143,6 +143,22 @@ def test_a_brake_that_cannot_be_looked_at_is_not_released_and_said_once(
     assert [record.message for record in caplog.records] == ["the brake file cannot be looked at"]
 
 
+def test_a_brake_whose_folder_is_away_is_not_released(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "brake").write_text("")
+    watched = source(None, folder / "brake")
+    assert watched.look() == [BrakeFile(present=True)]
+    folder.rename(tmp_path / "aside")
+    assert watched.look() == []
+    assert str(folder) in (watched.brake_trouble() or "")
+    (tmp_path / "aside").rename(folder)
+    assert watched.look() == []
+    assert watched.brake_trouble() is None
+    (folder / "brake").unlink()
+    assert watched.look() == [BrakeFile(present=False)]
+
+
 @pytest.mark.parametrize("mode", [0o666, 0o662, 0o664])
 def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "n1.json"

@@ -217,3 +217,51 @@ def test_a_bug_in_a_driver_costs_one_reading_only() -> None:
     readings = take_readings(Broken(), "GPU-a", facts=False, now=time.monotonic)  # type: ignore[arg-type]
     assert readings.enforced_w == 400.0
     assert len(readings.missing) == 5
+
+
+class SlowLane(Lane):
+    """A lane to which a brake takes its time to come."""
+
+    coming: threading.Event
+    let_in: threading.Event
+
+    def brake(self, watts: float, count: int) -> None:
+        self.coming.set()
+        assert self.let_in.wait(DEADLINE_S)
+        super().brake(watts, count)
+
+
+def test_a_brake_on_its_way_never_undoes_a_lowering_ordered_meanwhile() -> None:
+    node = SimulatedNode([H100])
+    events: queue.SimpleQueue[LaneEvent] = queue.SimpleQueue()
+    [device] = SimulatedDriver(node).enumerate()
+    lane = SlowLane(device, post=events.put, now=time.monotonic)
+    lane.coming, lane.let_in = threading.Event(), threading.Event()
+    told: queue.SimpleQueue[Braked] = queue.SimpleQueue()
+    switch = BrakeSwitch(told.put)
+    switch.start()
+
+    def lower() -> None:
+        """As the loop does it, which knows of no brake yet."""
+        switch.set_targets(((lane, 250.0),))
+        lane.order(order(1, 250.0, brakes=0))
+
+    loop = threading.Thread(target=lower)
+    try:
+        switch.set_targets(((lane, 300.0),))
+        switch.call(BrakeCall(trigger="signal", by="test"))
+        assert lane.coming.wait(DEADLINE_S)
+        loop.start()
+        loop.join(0.05)
+        assert node.gpus[0].writes == []
+        lane.let_in.set()
+        loop.join(DEADLINE_S)
+        assert told.get(timeout=DEADLINE_S).targets == {lane.uuid: 300.0}
+        events.get(timeout=DEADLINE_S)
+        lane.order(order(2, 250.0, brakes=1))
+        events.get(timeout=DEADLINE_S)
+        assert node.gpus[0].writes == [300.0, 250.0]
+    finally:
+        lane.let_in.set()
+        switch.close()
+        assert lane.close(DEADLINE_S)

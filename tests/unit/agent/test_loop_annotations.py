@@ -135,6 +135,40 @@ def test_a_failed_listing_freezes_every_limit(tmp_path: Path, which: str) -> Non
         assert_eventually(lambda: node.limits() == [700.0, 700.0], "released when it works again")
 
 
+def test_a_gpu_whose_owners_cannot_be_told_is_frozen_alone(tmp_path: Path) -> None:
+    with bench(tmp_path, settings=ANNOTATED) as node:
+        first, second = node.uuids
+        node.listings.put("w0", "480", first)
+        node.listings.put("w1", "480", second)
+        agent = node.start()
+        assert_eventually(lambda: node.limits() == [480.0, 480.0], "capped")
+        node.listings.untold = {first: "its process list failed"}
+        for name, uuid in (("w0", first), ("w1", second)):
+            node.listings.take(name)
+            node.listings.put(f"{name}-plain", None, uuid)
+        agent.pods_changed()
+        assert_eventually(lambda: node.limits() == [480.0, 700.0], "the other one released")
+        assert_eventually(lambda: node.view(0).reason is Reason.FROZEN, "frozen")
+        assert node.view(0).owners == ("default/w0",)
+        [why] = node.picture().not_ready
+        assert why == f"owners of GPU {first} cannot be told: its process list failed"
+        node.listings.untold = {}
+        agent.pods_changed()
+        assert_eventually(lambda: node.limits() == [700.0, 700.0], "released once it is told")
+        assert_eventually(lambda: node.picture().not_ready == (), "ready")
+
+
+def test_pods_that_are_out_of_step_are_said_with_their_age(tmp_path: Path) -> None:
+    with bench(tmp_path, settings=ANNOTATED) as node:
+        node.start()
+        settled(node)
+        node.listings.out_of_step = "no connection"
+        why = "pods cannot be listed (last good 0 s ago): no connection"
+        assert_eventually(lambda: node.picture().not_ready == (why,), "said")
+        node.listings.out_of_step = None
+        assert_eventually(lambda: node.picture().not_ready == (), "ready again")
+
+
 def test_an_empty_node_is_ready_and_writes_nothing(tmp_path: Path) -> None:
     with bench(tmp_path, gpus=4, settings=ANNOTATED) as node:
         node.start()

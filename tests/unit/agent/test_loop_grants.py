@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,30 @@ def test_what_was_asked_for_is_restored_where_a_lower_limit_was_enforced(tmp_pat
         node.known()
         node.granted(400.0, 400.0)
         assert node.view(0).original_w == 700.0
+
+
+def test_refused_grants_are_said_with_reason_and_age_until_good_ones_come(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        node.start()
+        node.known()
+        node.granted(400.0, 400.0)
+        assert_eventually(lambda: node.picture().not_ready == (), "ready")
+        (node.grants / "n1.json").write_bytes(b'{"protocol": 1, "no')
+        [why] = assert_eventually(lambda: node.picture().not_ready, "said")
+        assert re.match(r"grants refused for \d+ s \(last good \d+ s ago\): .*no whole JSON", why)
+        assert node.limits() == [400.0, 400.0]
+        node.granted(390.0, 390.0)
+        assert_eventually(lambda: node.picture().not_ready == (), "ready again")
+
+
+def test_a_brake_file_that_cannot_be_looked_at_is_said(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        node.brake_file = tmp_path / "away" / "brake"
+        node.start()
+        node.known()
+        node.granted(400.0, 400.0)
+        [why] = assert_eventually(lambda: node.picture().not_ready, "said")
+        assert why.startswith("the brake file cannot be looked at: ")
+        assert str(tmp_path / "away") in why
+        (tmp_path / "away").mkdir(mode=0o755)
+        assert_eventually(lambda: node.picture().not_ready == (), "ready again")

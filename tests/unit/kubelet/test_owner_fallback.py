@@ -41,19 +41,26 @@ def test_processes_of_a_pod_count_once(proc: Path) -> None:
     owners = ProcessOwners(lambda: {GPU_A: [10, 11, 11], GPU_B: [12, 10]}, proc).owners()
     assert owners.method is OwnerMethod.PROCESSES
     assert owners.pods == {GPU_A: frozenset({UID}), GPU_B: frozenset({UID, OTHER_UID})}
-    assert owners.unresolved == ()
+    assert (owners.unresolved, owners.untold) == ((), {})
 
 
 def test_host_processes_and_ended_ones_own_nothing(proc: Path) -> None:
     assert ProcessOwners(lambda: {GPU_A: [20], GPU_B: [99], "GPU-c": []}, proc).owners().pods == {}
 
 
-def test_a_process_that_may_not_be_read_is_named(proc: Path) -> None:
+def test_a_process_that_may_not_be_read_leaves_its_gpu_untold(proc: Path) -> None:
     (proc / "30" / "cgroup").mkdir(parents=True)
-    owners = ProcessOwners(lambda: {GPU_A: [10, 30]}, proc).owners()
-    assert owners.pods == {GPU_A: frozenset({UID})}
-    [line] = owners.unresolved
-    assert "process 30" in line
+    owners = ProcessOwners(lambda: {GPU_A: [10, 30], GPU_B: [12]}, proc).owners()
+    assert owners.pods[GPU_B] == frozenset({OTHER_UID})
+    assert list(owners.untold) == [GPU_A]
+    assert "process 30" in owners.untold[GPU_A]
+
+
+def test_a_gpu_whose_list_fails_leaves_the_others_told(proc: Path) -> None:
+    failed = GpuError(GpuFault.LOST, "processes of GPU-a: GPU is lost")
+    owners = ProcessOwners(lambda: {GPU_A: failed, GPU_B: [12]}, proc).owners()
+    assert owners.pods == {GPU_B: frozenset({OTHER_UID})}
+    assert owners.untold == {GPU_A: "processes of GPU-a: GPU is lost"}
 
 
 def test_processes_that_nvml_does_not_tell_are_an_error(proc: Path) -> None:

@@ -10,6 +10,7 @@ ended, which holds nothing, from one that was deleted by force and may still run
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -19,6 +20,8 @@ from typing import Any
 from wattline.drivers.kube.api import KubeApi, KubeError, KubeFault, Watch
 from wattline.drivers.kube.pod_object import pod_of
 from wattline.drivers.pods import Pod, PodName, SourceError
+
+log = logging.getLogger(__name__)
 
 RENEW_S = (300.0, 600.0)
 SILENCE_S = 150.0
@@ -149,6 +152,8 @@ class KubePods:
                 self._list_from = self._version
                 self._version = None
         self._failures += 1
+        if self._trouble is None:
+            log.warning("pods are out of step", extra={"node": self._node, "why": str(error)})
         self._trouble = str(error)
         self._stopping.wait(self._backoff.next_s(retry_after_s))
 
@@ -220,6 +225,8 @@ class KubePods:
 
     def _heard(self) -> None:
         self._in_step_s = self._clock()
+        if self._trouble is not None:
+            log.info("pods are in step again", extra={"node": self._node})
         self._trouble = None
 
 

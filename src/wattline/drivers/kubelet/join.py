@@ -10,7 +10,7 @@ pod, or `REUSE_GRACE_S` have passed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wattline.drivers.pods import Ownership, Pod, PodName
 
@@ -24,12 +24,14 @@ class Joined:
     """What holds each GPU: the UID of a known pod, and what is not known as it was named.
 
     unresolved: devices of a GPU that cannot be told, one line each. waiting: why another listing
-    may say more; empty: this one and the pods agree.
+    may say more; empty: this one and the pods agree. untold: GPUs whose holders are not known now,
+    and why.
     """
 
     owners: Mapping[str, frozenset[PodName | str]]
     unresolved: tuple[str, ...]
     waiting: tuple[str, ...]
+    untold: Mapping[str, str] = field(default_factory=dict)
 
 
 class OwnerJoin:
@@ -75,7 +77,10 @@ class OwnerJoin:
             for pod in pods
             if pod.asks_gpu is not False and not pod.finished and pod.uid not in showing
         ]
-        return Joined(owners, ownership.unresolved, tuple(dict.fromkeys(waiting)))
+        waiting += [f"owners of {gpu} cannot be told" for gpu in ownership.untold]
+        return Joined(
+            owners, ownership.unresolved, tuple(dict.fromkeys(waiting)), dict(ownership.untold)
+        )
 
     def _is_listed(self, key: PodName | str) -> bool:
         in_namespace = not isinstance(key, PodName) or key.namespace == self._namespace

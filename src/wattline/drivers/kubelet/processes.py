@@ -24,41 +24,47 @@ _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 class ProcessOwners:
     """NVML's processes and their cgroups as an `OwnerSource`.
 
-    pids: host's ids of the processes that compute on each GPU, by GPU UUID; may raise
-    WattlineError. proc_root: where the host's `/proc` is seen; None or `/proc`: `/host/proc` if
-    there is one, else our own, which will do only with `hostPID`.
+    pids: host's ids of the processes that compute on each GPU, by GPU UUID, or why those of one GPU
+    cannot be told; may raise WattlineError. proc_root: where the host's `/proc` is seen; None or
+    `/proc`: `/host/proc` if there is one, else our own, which will do only with `hostPID`.
     """
 
     def __init__(
         self,
-        pids: Callable[[], Mapping[str, Collection[int]]],
+        pids: Callable[[], Mapping[str, Collection[int] | WattlineError]],
         proc_root: Path | None = None,
     ) -> None:
         self._pids = pids
         self._proc_root = None if proc_root == OWN_PROC else proc_root
 
     def owners(self) -> Ownership:
-        """Ask NVML and `/proc` now. SourceError: either cannot be read as a whole."""
+        """Ask NVML and `/proc` now. SourceError: either cannot be read at all.
+
+        A GPU whose list fails, or a process of which cannot be looked up, is `untold`.
+        """
         root = self._proc_root or host_proc_root()
         try:
             pids_by_gpu = self._pids()
         except WattlineError as error:
             raise SourceError(f"processes of the GPUs: {error}") from error
         pods: dict[str, frozenset[str]] = {}
-        unresolved: list[str] = []
+        untold: dict[str, str] = {}
         for gpu, pids in pids_by_gpu.items():
+            if isinstance(pids, WattlineError):
+                untold[gpu] = str(pids)
+                continue
             uids: set[str] = set()
             for pid in sorted(set(pids)):
                 try:
                     uid = read_pod_uid(root, pid)
                 except OSError as error:
-                    unresolved.append(f"process {pid} on {gpu}: {error.strerror or error}")
+                    untold[gpu] = f"process {pid}: {error.strerror or error}"
                 else:
                     if uid is not None:
                         uids.add(uid)
             if uids:
                 pods[gpu] = frozenset(uids)
-        return Ownership(OwnerMethod.PROCESSES, pods, tuple(unresolved))
+        return Ownership(OwnerMethod.PROCESSES, pods, untold=untold)
 
     def close(self) -> None:
         """Nothing is held open."""
