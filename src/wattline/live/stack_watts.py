@@ -85,8 +85,17 @@ class StackWatts:
         observer, self.observer = self.observer, None
         end_s = time.monotonic()
         observer.stop()
+        return self.judged(observer, end_s)
+
+    def judged(self, observer: Observer, end_s: float | None = None) -> Verdict:
+        """The verdict on an observation that has ended, whether or not it has a hole."""
         return judge(
-            observer.changes, self.known, observer.start_mw, observer.start_s, end_s, guard_mw=0
+            observer.changes,
+            self.known,
+            observer.start_mw,
+            observer.start_s,
+            time.monotonic() if end_s is None else end_s,
+            guard_mw=0,
         )
 
     def close(self) -> None:

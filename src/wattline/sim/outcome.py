@@ -24,8 +24,8 @@ def run_result(loop: ClosedLoop, totals: Totals, wall_s: float) -> RunResult:
         mine = (totals.deployment == index) & (totals.status == COMPLETED)
         good += int((mine & meets(totals, deployment.slo.ttft_s, deployment.slo.itl_s)).sum())
     done = totals.status == COMPLETED
-    ttft_p50_ms, ttft_p99_ms = _percentiles_ms(totals.ttft_s[done])
-    itl_p50_ms, itl_p99_ms = _percentiles_ms(totals.itl_s[done])
+    ttft_p50_ms, ttft_p99_ms = percentiles_ms(totals.ttft_s[done])
+    itl_p50_ms, itl_p99_ms = percentiles_ms(totals.itl_s[done])
     hours = experiment.end_s / 3600.0
     tokens = totals.generated_tokens
     return RunResult(
@@ -60,7 +60,8 @@ def run_result(loop: ClosedLoop, totals: Totals, wall_s: float) -> RunResult:
     )
 
 
-def _percentiles_ms(values_s: NDArray[np.float64]) -> tuple[float | None, float | None]:
+def percentiles_ms(values_s: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Median and 99th percentile of seconds, in milliseconds; None when there is no value."""
     known = values_s[~np.isnan(values_s)]
     if len(known) == 0:
         return None, None

@@ -16,11 +16,12 @@ import yaml
 from wattline.core.errors import InputError, WattlineError
 from wattline.sim.experiment import Experiment
 from wattline.sim.report.html import write_report
+from wattline.sim.report.tables import PageTable
 from wattline.sim.result import Run
 
 _ALWAYS = frozenset({"results.json", "report.html", "scenario.yaml"})
 """A folder that holds all of these was made by us, and they may be replaced."""
-_OURS = _ALWAYS | {"recording.jsonl.gz"}
+_OURS = _ALWAYS | {"recording.jsonl.gz", "recording", "requests.jsonl", "logs"}
 
 
 class RunFolder:
@@ -38,6 +39,11 @@ class RunFolder:
     def recording(self) -> Path | None:
         """Where the recording goes; None when nothing is kept."""
         return None if self._work is None else self._work / "recording.jsonl.gz"
+
+    @property
+    def work(self) -> Path | None:
+        """Where files are collected until the end; None when nothing is kept."""
+        return self._work
 
     def __enter__(self) -> Self:
         target = self._target
@@ -61,8 +67,10 @@ class RunFolder:
         experiment: Experiment,
         command: str,
         notes: Sequence[str],
+        headline: str | None = None,
+        tables: Sequence[PageTable] = (),
     ) -> None:
-        """Write figures, report and scenario of finished runs."""
+        """Write figures, report and scenario of finished runs; headline and tables as there."""
         work = self._work
         assert work is not None
         scenario_yaml = yaml.safe_dump(
@@ -80,6 +88,8 @@ class RunFolder:
             scenario_yaml=scenario_yaml,
             notes=[*experiment.notes, *notes],
             command=command,
+            headline=headline,
+            tables=tables,
         )
 
     def __exit__(

@@ -17,6 +17,7 @@ from typing import Any
 from wattline import __version__
 from wattline.sim.report import sections, text
 from wattline.sim.report.series import drawn_events, pack_run, points_per_run
+from wattline.sim.report.tables import PageTable
 from wattline.sim.result import Run, RunResult
 
 
@@ -28,6 +29,8 @@ def write_report(
     scenario_yaml: str,
     notes: Sequence[str],
     command: str,
+    headline: str | None = None,
+    tables: Sequence[PageTable] = (),
 ) -> None:
     """Write the report of `runs` (at least one) to `path`; it appears whole or not at all.
 
@@ -35,7 +38,13 @@ def write_report(
     there are no runs, OSError if the file cannot be written.
     """
     page = render_report(
-        title=title, runs=runs, scenario_yaml=scenario_yaml, notes=notes, command=command
+        title=title,
+        runs=runs,
+        scenario_yaml=scenario_yaml,
+        notes=notes,
+        command=command,
+        headline=headline,
+        tables=tables,
     )
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -56,8 +65,13 @@ def render_report(
     scenario_yaml: str,
     notes: Sequence[str],
     command: str,
+    headline: str | None = None,
+    tables: Sequence[PageTable] = (),
 ) -> str:
-    """Build the whole page as one string; ValueError if there are no runs."""
+    """Build the whole page as one string; ValueError if there are no runs.
+
+    `headline` replaces the sentence on which policy answered best; `tables` stand before the plots.
+    """
     if not runs:
         raise ValueError("a report needs at least one run")
     results = [run.result for run in runs]
@@ -76,12 +90,13 @@ def render_report(
         library_licence=_asset("vendor/uplot/LICENSE"),
         script=script,
         subtitle=escape(sections.subtitle(runs)),
-        headline=escape(sections.headline(runs)),
+        headline=escape(sections.headline(runs) if headline is None else headline),
         lead=escape(sections.run_label(results[lead], results)),
         tiles=sections.tile_list(
             sections.tiles(runs[lead], None if reference is None else results[reference]), "tiles"
         ),
-        figures=_figures(results),
+        figures=_figures(results) if headline is None else "",
+        tables="".join(table.html() for table in tables),
         table=sections.table(results),
         definitions=sections.definitions(),
         exposures=sections.exposures(runs[lead], sections.run_label(results[lead], results)),

@@ -1,0 +1,126 @@
+"""What a live demonstration leaves behind: the simulator's page, measured, and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from wattline.live.demo import Demo, Outcome
+from wattline.live.demo_plan import DemoPlan, simulate
+from wattline.live.demo_tables import Side, enforced_table, history_lines, side_table, sides
+from wattline.sim.report import text
+from wattline.sim.report.tables import PageTable
+from wattline.sim.report.terminal import run_summary
+from wattline.sim.result import Run
+from wattline.sim.rundir import RunFolder
+
+
+class Results:
+    """The live run beside the simulated one, which is run now."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        measured = outcome.measured
+        self.outcome = outcome
+        self.plan: DemoPlan = measured.plan
+        self.live: Run = measured.run()
+        self.simulated: Run = simulate(self.plan, measured.plan_at_start())
+        self.sides: list[Side] = sides(self.simulated.result, self.live.result, measured.end_s)
+        self.enforced: PageTable = enforced_table(measured)
+
+    def keep(self, demo: Demo, folder: RunFolder, command: str) -> None:
+        """Put page, figures, recording, requests and logs into the folder."""
+        work = folder.work
+        assert work is not None
+        folder.write(
+            [self.live, self.simulated],
+            self.plan.experiment,
+            command,
+            notes=self._notes(),
+            headline=self.headline(),
+            tables=[self.enforced, side_table(self.sides, self.outcome.measured.end_s)],
+        )
+        demo.keep(work)
+
+    def headline(self) -> str:
+        """What was run and what came of it."""
+        live = self.live.result
+        cuts = [span for span in self.outcome.measured.budgets if span.cause == "cut"]
+        held = (
+            "The limits that the GPUs enforced never stood above the budget by our doing"
+            if self.outcome.measured.verdict.ours_watt_seconds == 0.0
+            else "Actions of ours put "
+            f"{text.watt_seconds(live.over_budget_enforced_ws)} of limits above the budget"
+        )
+        under = f", and the cut to {text.watts(cuts[0].total_w)} was enforced" if cuts else ""
+        return (
+            f"Live: NVIDIA Dynamo's frontend and real worker processes on virtual GPUs. "
+            f"{text.percent(live.slo_attainment)} of {live.requests:,} requests met both targets "
+            f"({text.rate(live.goodput_rps)} a second). {held}{under}. The simulated run of the "
+            f"same requests is beside it: {text.percent(self.simulated.result.slo_attainment)}."
+        )
+
+    def _notes(self) -> list[str]:
+        measured = self.outcome.measured
+        notes = [
+            "The run called wattline is live: virtual GPUs whose engines run in real time and "
+            "compute nothing, behind NVIDIA Dynamo 1.6.1's frontend. Draw is what these engines "
+            "want under the limits that the GPUs obey; no hardware was measured.",
+            "Latencies and outcomes are the client's, limits the observer's of the GPUs' "
+            "registers, draw and energy the GPUs' counters; the rest is the controller's "
+            "recording (folder recording, for `wattline explain` and `wattline replay`).",
+            "Of the live run, tokens of requests that had not finished are not counted.",
+        ]
+        broken = measured.broken
+        if broken:
+            notes.append(f"{len(broken)} requests broke and count as rejected: {broken[0].why}.")
+        if self.outcome.history is not None:
+            notes += history_lines(self.outcome.history, measured)
+        else:
+            notes.append(f"Prometheus: {self.outcome.history_missing}.")
+        return notes
+
+    def show(self, console: Console) -> None:
+        """Print all of it."""
+        measured = self.outcome.measured
+        console.print()
+        console.print(run_summary(self.live, width=console.width))
+        for table in (self.enforced, side_table(self.sides, measured.end_s)):
+            console.print()
+            console.print(Text(table.title, style="bold"))
+            console.print(terminal_table(table.header, table.rows, table.bad))
+        console.print()
+        if self.outcome.history is not None:
+            for line in history_lines(self.outcome.history, measured):
+                console.print(line, highlight=False)
+        else:
+            console.print(f"Prometheus: {self.outcome.history_missing}", highlight=False)
+        console.print()
+        for promise in self.outcome.promises:
+            mark = Text("kept    ", style="green") if promise.held else Text("BROKEN  ", "bold red")
+            console.print(mark + Text(promise.text), soft_wrap=True)
+
+
+def terminal_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], bad: frozenset[tuple[int, int]]
+) -> RenderableType:
+    """A table without lines."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for number, row in enumerate(rows):
+        table.add_row(
+            *(
+                Text(cell, style="bold red" if (number, place) in bad else "")
+                for place, cell in enumerate(row)
+            )
+        )
+    return table
+
+
+def report_file(out: Path) -> Path:
+    """The page in a kept folder."""
+    return out / "report.html"
