@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from wattline.catalog.fleet_spec import DeploymentSpec, Name, PoolSpec
 from wattline.catalog.yaml_files import StrictModel, parse
+from wattline.controller.calibration_spec import CalibrationSpec
 from wattline.controller.outside_settings import AnnotationsSpec, PrometheusSpec
 from wattline.controller.setting_types import Day, PathText, Seconds, TimeOfDay, Url, Uuid, Watts
 from wattline.core.errors import InputError
@@ -241,6 +242,8 @@ class ControllerSettings(StrictModel):
     """What may be done."""
     decision: DecisionSpec = DecisionSpec()
     """How to decide."""
+    calibration: CalibrationSpec = CalibrationSpec()
+    """Models against what is seen."""
     recorder: RecorderSpec = RecorderSpec()
     """The flight recorder."""
 
@@ -356,6 +359,7 @@ def read_settings(path: Path) -> ControllerSettings:
 CHANGEABLE = (
     "budget",
     "decision",
+    "calibration",
     "recorder",
     "actuation.admission",
     "actuation.lease_s",

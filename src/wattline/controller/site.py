@@ -104,6 +104,7 @@ def core_settings(settings: ControllerSettings, path: Path) -> Settings:
         replica_hold_s=decision.replica_hold_s,
         cap_hold_s=decision.cap_hold_s,
         repair_s=decision.repair_s,
+        calibration=settings.calibration.settings(),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from wattline.controller.metrics import reason_codes
 from wattline.controller.view import TickView
+from wattline.core.calibration.state import DeploymentCalibration
 from wattline.core.fleet import Fleet
 
 SCHEMA = "wattline.state-page/1"
@@ -99,10 +100,34 @@ def _pool(view: TickView, fleet: Fleet, index: int) -> dict[str, Any]:
     return page
 
 
+def _calibration(state: DeploymentCalibration) -> dict[str, Any]:
+    """Factors as followed and as applied, and drift."""
+    return {
+        "roles": [
+            {
+                "role": entry.role,
+                "factors": asdict(entry.factors),
+                "in_force": asdict(entry.in_force),
+                "windows": entry.windows,
+                "pegged": asdict(entry.pegged),
+            }
+            for entry in state.roles
+        ],
+        "estimate_tokens_per_s": state.estimate_tokens_per_s,
+        "violation": state.why,
+        "violations": state.drift.violations,
+        "drifts": state.drift.fired,
+        "last_drift_s": state.drift.fired_s,
+    }
+
+
 def _deployment(view: TickView, fleet: Fleet, index: int) -> dict[str, Any]:
     page: dict[str, Any] = {"name": fleet.deployments[index].name}
     if view.decision is not None:
         page["admission"] = asdict(view.decision.admission[index])
         if view.decision.facts is not None:
             page["facts"] = asdict(view.decision.facts.deployments[index])
+        state = view.decision.next_state
+        if state is not None and state.calibration:
+            page["calibration"] = _calibration(state.calibration[index])
     return page

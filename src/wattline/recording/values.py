@@ -27,7 +27,7 @@ _BY_NAME: dict[str, tuple[float, float]] = {
         (1, 1e5): "min_limit_w default_limit_w max_limit_w cap_w cap_step_w pinned_w",
         (0, 1e6): "idle_w loaded_idle_w static_w compute_w memory_w enforced_w granted_w booked_w "
         "gemm_half_tokens moe_half_tokens startup_s settle_s",
-        (0, 1e10): "total_w guard_w rise_w_per_s",
+        (0, 1e10): "reserved_w total_w guard_w rise_w_per_s",
         (1e9, 1e18): "peak_flops expert_flops attention_flops bf16 fp8 fp4 int8",
         (1e3, 1e15): "params active_params",
         (0, 1e15): "embedding_params head_params expert_params state_elements reserved_bytes",

@@ -51,6 +51,12 @@ class Factors:
     itl: float = 1.0
     power: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("ttft", "itl", "power"):
+            if not 0.01 <= getattr(self, name) <= 100.0:
+                found = getattr(self, name)
+                raise InputError(f"calibration: factor of {name}", found, "give 0.01 to 100")
+
     def followed(
         self,
         terms: FactorTerms,

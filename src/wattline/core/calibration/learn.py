@@ -32,7 +32,7 @@ from wattline.core.engine import EngineModel
 from wattline.core.fleet import Role, Setting, Slo
 from wattline.core.mix import Mix
 from wattline.core.snapshot import DemandView, GpuTable, PoolView
-from wattline.core.transition import GpuArrays
+from wattline.core.transition import Bools, Floats, GpuArrays, Ints
 
 # Limits that differ by less are one limit.
 _SAME_W = 1.0
@@ -72,36 +72,41 @@ def sights(
     count = len(views)
     ready, owner = arrays.ready, arrays.pool
     serving = np.bincount(owner[ready], minlength=count)
-    low, high = np.full(count, np.inf), np.full(count, -np.inf)
-    # NaN, an unknown limit, spreads to its pool.
-    np.minimum.at(low, owner[ready], arrays.enforced_w[ready])
-    np.maximum.at(high, owner[ready], arrays.enforced_w[ready])
-    clock_low, clock_high = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(clock_low, owner[ready], arrays.clock[ready])
-    np.maximum.at(clock_high, owner[ready], arrays.clock[ready])
-    slowest = np.full(count, 1.0)
-    np.minimum.at(slowest, owner[ready], arrays.derate[ready])
+    reported = ready & ~arrays.silent
+    known_limits = np.bincount(owner[reported], minlength=count)
+    low_w, high_w = _bounds(arrays.enforced_w, owner, reported, count)
+    slow_clock, fast_clock = _bounds(arrays.clock, owner, ready, count)
+    slowest, _ = _bounds(arrays.derate, owner, ready, count)
     draw = np.array(gpus.draw_w, dtype=np.float64)
     known = ready & np.isfinite(draw)
     metered = np.bincount(owner[known], minlength=count)
     drawn = np.bincount(owner[known], weights=draw[known], minlength=count)
     found = []
     for pool, view in enumerate(views):
-        alike = serving[pool] > 0 and high[pool] - low[pool] <= _SAME_W
-        alike = alike and clock_high[pool] == clock_low[pool]
+        alike = 0 < serving[pool] == known_limits[pool]
+        alike = alike and high_w[pool] - low_w[pool] <= _SAME_W
+        alike = alike and slow_clock[pool] == fast_clock[pool]
         found.append(
             PoolSight(
                 role=roles[pool],
                 engine=engines[pool],
                 view=view,
-                limit_w=round(float(high[pool]), 3) if alike else None,
-                clock=float(clock_high[pool]) if alike else 1.0,
+                limit_w=round(float(high_w[pool]), 3) if alike else None,
+                clock=float(fast_clock[pool]) if alike else 1.0,
                 draw_w=float(drawn[pool] / metered[pool]) if metered[pool] else None,
                 metered=int(metered[pool]),
                 slowed=bool(slowest[pool] < 1.0),
             )
         )
     return found
+
+
+def _bounds(values: Floats, owner: Ints, among: Bools, count: int) -> tuple[Floats, Floats]:
+    """Least and largest value per pool, of the GPUs `among`; infinite where there are none."""
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(low, owner[among], values[among])
+    np.maximum.at(high, owner[among], values[among])
+    return low, high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,9 +374,9 @@ def _followed(entry: RoleCalibration, terms: CalibrationSettings, tick: Tick) ->
         factors=factors,
         calm=calm,
         in_force=Factors(
-            ttft=_in_force(old.ttft, factors.ttft, terms.step) if terms.latency else 1.0,
-            itl=_in_force(old.itl, factors.itl, terms.step) if terms.latency else 1.0,
-            power=_in_force(old.power, factors.power, terms.step) if terms.power else 1.0,
+            ttft=_in_force(old.ttft, factors.ttft, terms.step) if terms.apply_latency else 1.0,
+            itl=_in_force(old.itl, factors.itl, terms.step) if terms.apply_latency else 1.0,
+            power=_in_force(old.power, factors.power, terms.step) if terms.apply_power else 1.0,
         ),
         windows=entry.windows + (ttft is not None or itl is not None or power is not None),
         pegged=Pegged(

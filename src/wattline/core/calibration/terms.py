@@ -18,9 +18,9 @@ class CalibrationSettings:
 
     window_s: length of one comparison; answers take seconds, so a shorter one says little.
     least_requests: that must have ended in a window for its latencies to count. step: what a factor
-    must have moved by for plans to follow it, so that noise moves nothing. latency, power: whether
-    factors of latency tighten plans, and those of power raise the draw that is expected; the
-    factors are followed either way.
+    must have moved by for plans to follow it, so that noise moves nothing. apply_latency,
+    apply_power: whether factors of latency tighten plans, and those of power raise the draw that is
+    expected; the factors are followed either way.
     """
 
     factors: FactorTerms = _FACTORS
@@ -28,8 +28,8 @@ class CalibrationSettings:
     window_s: float = 10.0
     least_requests: int = 5
     step: float = 0.05
-    latency: bool = True
-    power: bool = True
+    apply_latency: bool = True
+    apply_power: bool = True
 
     def __post_init__(self) -> None:
         for name, good, remedy in (

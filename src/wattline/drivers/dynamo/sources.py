@@ -176,6 +176,8 @@ def demand_view(delta: FrontendDelta) -> tuple[DemandView, tuple[str, ...]]:
         itl_p50_s=_seconds(delta.itl_p50),
         itl_p99_s=_seconds(delta.itl_p99),
         age_s=max(0.0, delta.age_s),
+        ttft_mean_s=delta.ttft_mean_s,
+        itl_mean_s=delta.itl_mean_s,
     )
     missing.extend(f"{url}: started anew; its last counts are lost" for url in delta.restarted)
     return view, tuple(missing)
