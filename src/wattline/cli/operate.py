@@ -170,11 +170,25 @@ def cordon(client: _Client, node: str, for_s: float | None, by: str, why: str) -
 
 
 @operate.command()
+@click.argument("what", metavar="NODE|GPU")
+@_timed
+@_ordered
+@click.pass_obj
+def restore(client: _Client, what: str, for_s: float | None, by: str, why: str) -> None:
+    """Give NODE's GPUs, or one GPU by its UUID, their original limits back.
+
+    They are granted as watts come free, then their node lets go of them. Refused where they do not
+    fit the budget with all other GPUs at their lowest limits.
+    """
+    client.post("restore", {"by": by, "why": why, "for_s": for_s, "what": what})
+
+
+@operate.command()
 @click.argument("what", default="all")
 @_ordered
 @click.pass_obj
 def resume(client: _Client, what: str, by: str, why: str) -> None:
-    """Take orders back: all, or those with an id, or of a pool or node."""
+    """Take orders back: all, or those with an id, or of a pool, a node or a restored GPU."""
     client.post("resume", {"by": by, "why": why, "what": what})
 
 
@@ -188,6 +202,20 @@ def attest_off(client: _Client, node: str, by: str, why: str) -> None:
     Say it only of a node that you have seen to be off. A later report of it undoes this.
     """
     client.post("attest-off", {"by": by, "why": why, "node": node})
+
+
+@operate.command()
+@click.argument("action", type=click.Choice(["enable", "disable", "retry"]))
+@click.option("--deployment", help="Of one deployment; left out: of all that are predicted.")
+@_ordered
+@click.pass_obj
+def models(client: _Client, action: str, deployment: str | None, by: str, why: str) -> None:
+    """Let predicted engines (models.aic) be asked for again, or no more, or now.
+
+    After too many failures, or a failure at the start, sweeps are disabled until they are enabled
+    here. It holds until the controller starts again.
+    """
+    client.post("models", {"by": by, "why": why, "action": action, "deployment": deployment})
 
 
 class _Client:

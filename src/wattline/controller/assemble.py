@@ -155,7 +155,15 @@ def assemble(
         history=_history(settings, site, warm=state is None),
     )
     controller = Controller(parts, clock, first_tick=first_tick, state=state)
-    desk = Desk(orders, budget, audit, clock, controller.attest_off, controller.wake)
+    desk = Desk(
+        orders,
+        budget,
+        audit,
+        clock,
+        controller.attest_off,
+        controller.originals,
+        controller.wake,
+    )
     return Assembly(path, settings, controller, desk, clock)
 
 

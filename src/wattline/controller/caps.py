@@ -39,7 +39,11 @@ _NO_CEILING = 1.0 - 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapsView:
-    """Columns over all GPUs, and what stands in the way. Watts."""
+    """Columns over all GPUs, and what stands in the way. Watts.
+
+    enforced_w: limits in force where others than the nodes' reports tell them, too; None: only
+    those. notes: how that is known.
+    """
 
     granted_w: tuple[float, ...]
     booked_w: tuple[float, ...]
@@ -48,6 +52,8 @@ class CapsView:
     exposure_w: float = 0.0
     exposures: tuple[str, ...] = ()
     epoch: int | None = None
+    enforced_w: tuple[float | None, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Caps(Protocol):
@@ -67,6 +73,13 @@ class Caps(Protocol):
 
     def release(self, node: str, by: str, why: str, now_s: float) -> None:
         """Book nothing for a node that `by` attests to be powered off or gone."""
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether original limits can be given back."""
+
+    def give_back(self, gpus: Sequence[str]) -> None:
+        """From now on nodes let go of these GPUs once they hold their original limits."""
 
     def act(self, caps: CapSteps, now_s: float) -> Mapping[str, int]:
         """Carry steps out as far as is allowed; how many were refused, by reason."""
@@ -107,6 +120,14 @@ class WatchedCaps:
 
     def release(self, node: str, by: str, why: str, now_s: float) -> None:
         """Nothing is booked that could be released."""
+
+    @property
+    def gives_back(self) -> bool:
+        """No: somebody else owns the limits."""
+        return False
+
+    def give_back(self, gpus: Sequence[str]) -> None:
+        """Nothing is ours."""
 
     def act(self, caps: CapSteps, now_s: float) -> Mapping[str, int]:
         """Carry out nothing."""
@@ -163,6 +184,7 @@ class GrantedCaps:
         self._log_why: str | None = None
         self._budget_version = budget.version
         self._wide: dict[str, str] = {}
+        self._given_back: frozenset[str] = frozenset()
         self._log = GrantLog(log_path)
         try:
             self._coordinator = self._open(str(log_path), budget, silent_after_s, seen_epoch)
@@ -274,6 +296,18 @@ class GrantedCaps:
         for uuid in self._site.gpus_of(node):
             self._coordinator.release(uuid, by, why, now_s)
 
+    @property
+    def gives_back(self) -> bool:
+        """Yes, by a grant that books them."""
+        return True
+
+    def give_back(self, gpus: Sequence[str]) -> None:
+        """From now on nodes let go of these GPUs once they hold their original limits."""
+        changed = self._given_back.symmetric_difference(gpus)
+        self._given_back = frozenset(gpus)
+        for gpu in changed:
+            self._outboxes[self._site.node[self._index[gpu]]].unsent = True
+
     def act(self, caps: CapSteps, now_s: float) -> Mapping[str, int]:
         """Grant the steps, lowerings first, as far as watts are free; log, then send."""
         self._check_fence()
@@ -350,13 +384,14 @@ class GrantedCaps:
 
     def _write(self, number: int, outbox: _Outbox) -> None:
         """Replace a node's file; one that cannot be written is tried again with the next tick."""
-        messages = outbox.messages.values()
+        messages, node = outbox.messages.values(), self._site.nodes[number]
         document = GrantFile(
-            node=self._site.nodes[number],
+            node=node,
             epoch=self._coordinator.epoch,
             budget_version=self._budget_version,
             grants=tuple(self._gpu_grant(each) for each in messages if isinstance(each, Grant)),
             adopt=tuple(each for each in messages if isinstance(each, Adopt)),
+            restore=tuple(gpu for gpu in self._site.gpus_of(node) if gpu in self._given_back),
         )
         try:
             write_grants(outbox.path, document)

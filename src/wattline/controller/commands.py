@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from wattline.catalog.yaml_files import StrictModel
 from wattline.controller.budget import BudgetDesk, Override
+from wattline.controller.give_back import Originals
 from wattline.controller.operator import Audit, OrderBook
 from wattline.core.errors import InputError
 from wattline.recording.orders import until_text
@@ -65,11 +66,18 @@ class CordonCommand(Timed):
     """Node."""
 
 
+class RestoreCommand(Timed):
+    """`/restore`: GPUs get their original limits back, and their nodes let go of them."""
+
+    what: Words
+    """A node, or the UUID of a GPU."""
+
+
 class ResumeCommand(Command):
     """`/resume`: orders are taken back."""
 
     what: Words = "all"
-    """`all`, an order's id, a pool or a node."""
+    """`all`, an order's id, a pool, a node or a restored GPU."""
 
 
 class AttestOffCommand(Command):
@@ -82,11 +90,21 @@ class AttestOffCommand(Command):
     """Node."""
 
 
+class ModelsCommand(Command):
+    """`/models`: sweeps of predicted engines; it holds until the controller starts again."""
+
+    action: Literal["enable", "disable", "retry"]
+    """`enable` after they were disabled, `disable`, or `retry`: ask anew now."""
+    deployment: Words | None = None
+    """Of one deployment; left out: of all that are predicted."""
+
+
 class Desk:
     """Carries commands out.
 
-    attest_off: takes node, who and why. changed: called after each command, so that the next tick
-    comes at once.
+    attest_off: takes node, who and why. originals: what a node or GPU would be given back, and the
+    watts that may be booked. models: takes action, deployment, who and why. changed: called after
+    each command, so that the next tick comes at once.
     """
 
     def __init__(
@@ -96,6 +114,8 @@ class Desk:
         audit: Audit,
         now: Callable[[], float],
         attest_off: Callable[[str, str, str], None],
+        originals: Callable[[str], tuple[Originals, float]],
+        models: Callable[[str, str | None, str, str], str],
         changed: Callable[[], None],
     ) -> None:
         self._orders = orders
@@ -103,6 +123,8 @@ class Desk:
         self._audit = audit
         self._now = now
         self._attest_off = attest_off
+        self._originals = originals
+        self._models = models
         self._changed = changed
 
     def __call__(self, name: str, body: bytes) -> str:
@@ -112,8 +134,10 @@ class Desk:
             "hold": self._hold,
             "pin": self._pin,
             "cordon": self._cordon,
+            "restore": self._restore,
             "resume": self._resume,
             "attest-off": self._attest,
+            "models": self._set_models,
         }
         if name not in handlers:
             raise InputError("command", name, f"use one of {', '.join(handlers)}")
@@ -176,6 +200,14 @@ class Desk:
         order = self._orders.cordon(command.node, command.by, command.why, now_s, until_s)
         return f"order {order.id}: {command.node} is cordoned {until_text(until_s)}"
 
+    def _restore(self, body: bytes) -> str:
+        command = _parsed(RestoreCommand, body)
+        now_s, until_s = self._times(command)
+        found, usable_w = self._originals(command.what)
+        order = self._orders.restore(found, command.by, command.why, now_s, until_s, usable_w)
+        watts = f"{len(found.gpus)} original limits, {sum(found.watts):g} W together"
+        return f"order {order.id}: {watts}, are given back {until_text(until_s)}"
+
     def _resume(self, body: bytes) -> str:
         command = _parsed(ResumeCommand, body)
         count = self._orders.resume(command.what, command.by, command.why, self._now())
@@ -186,6 +218,18 @@ class Desk:
         self._attest_off(command.node, command.by, command.why)
         self._audit.note(self._now(), "attested off", command.by, command.why, node=command.node)
         return f"{command.node} is taken to be powered off until it reports"
+
+    def _set_models(self, body: bytes) -> str:
+        command = _parsed(ModelsCommand, body)
+        line = self._models(command.action, command.deployment, command.by, command.why)
+        self._audit.note(
+            self._now(),
+            f"models {command.action}",
+            command.by,
+            command.why,
+            deployment=command.deployment,
+        )
+        return line
 
     def _times(self, command: Timed) -> tuple[float, float | None]:
         now_s = round(self._now(), 3)

@@ -32,7 +32,7 @@ MOST_REQUESTS = 32
 READ_S = 5.0
 MOST_BODY_BYTES = 1 << 16
 MIN_TOKEN = 16
-COMMANDS = ("budget", "hold", "pin", "cordon", "resume", "attest-off")
+COMMANDS = ("budget", "hold", "pin", "cordon", "restore", "resume", "attest-off", "models")
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"

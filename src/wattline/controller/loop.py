@@ -19,6 +19,7 @@ from typing import Any
 
 from wattline.controller.budget import InForce
 from wattline.controller.gather import Failure
+from wattline.controller.give_back import Originals, originals_of
 from wattline.controller.history import stand_in
 from wattline.controller.observe import Seen, snapshot_of
 from wattline.controller.parts import Parts, node_views, problems_of
@@ -38,7 +39,7 @@ from wattline.core.state import State
 from wattline.drivers.dynamo.sources import DemandReading, PoolLoad
 from wattline.drivers.grant_files import NodeReport
 from wattline.drivers.grant_log import FencedError
-from wattline.recording.orders import Carried, Order, OrderKind, carry_out
+from wattline.recording.orders import Carried, Order, OrderKind, carry_out, given_back_w
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,17 @@ class Controller:
         self._attested.put((node, by, why))
         self._wake.set()
 
+    def originals(self, what: str) -> tuple[Originals, float]:
+        """What a node or GPU would be given back, and the watts that may be booked.
+
+        InputError where nothing can be given back.
+        """
+        if not self.parts.caps.gives_back or self.view is None:
+            remedy = "this controller grants no limits: give back on the node, or wait for a tick"
+            raise InputError("restore", what, remedy)
+        found = originals_of(what, self.parts.site, self.parts.watches)
+        return found, self.view.budget.budget.usable_w
+
     def stop(self) -> None:
         """Ask for the end. Limits stay as they are."""
         self._stop.set()
@@ -158,6 +170,7 @@ class Controller:
             calls[f"admission-{deployment}"] = sender.close
         if parts.history is not None:
             calls["prometheus"] = parts.history.close
+        calls["models"] = parts.models.close
         parts.gatherer.gather(calls)
 
     def tick(self) -> TickView:
@@ -165,6 +178,11 @@ class Controller:
         parts = self.parts
         began_s = monotonic()
         now_s = round(self._clock(), 3)
+        if parts.models.poll(now_s, self._state):
+            # Settings change here only, and the recording with them, so that it replays.
+            settings = parts.models.apply(parts.site.settings)
+            parts.site = replace(parts.site, settings=settings)
+            parts.recorder.begin(parts.header(parts.site))
         replicas, replicas_why = self._replica_views()
         outcomes = parts.gatherer.gather(self._calls(now_s, replicas))
         self._release_attested(now_s)
@@ -310,6 +328,13 @@ class Controller:
             plan=self._plan,
             cordoned=frozenset(cordoned),
             pinned_w={o.pool: o.cap_w for o in orders if o.pool and o.cap_w is not None},
+            given_back_w=given_back_w(
+                orders,
+                parts.site.fleet,
+                parts.site.uuid,
+                parts.site.pool,
+                in_force.budget.usable_w,
+            ),
             missing=tuple(own + demand_missing + load_missing + history_missing),
             state=self._state,
             meter=meter,
@@ -339,6 +364,7 @@ class Controller:
         parts, now_s = self.parts, snapshot.time_s
         if parts.advisory:
             return
+        parts.caps.give_back(carried.given_back)
         self._refused.update(parts.caps.act(carried.caps, now_s))
         done, wrong = carry_out_replicas(
             parts.replicas,
@@ -400,5 +426,6 @@ class Controller:
             problems=(*problems_of(parts, nodes, caps, recorder), *own),
             reload=self._reload,
             counters=self._counters,
+            models=parts.models.view,
             history=None if parts.history is None else parts.history.view(snapshot.time_s),
         )

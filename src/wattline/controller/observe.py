@@ -28,7 +28,9 @@ class Seen:
     """Everything of one tick. `plan`: the setting last planned per pool, None before the first.
 
     cordoned: GPUs that take no new replica. pinned_w: caps that operators want, per pool's name.
-    numbers: of the replicas within their pools. meter: draw per GPU whose agent tells none.
+    given_back_w: original limit per GPU that is to get it back: no plan counts on its replica, and
+    its watts are kept for it. numbers: of the replicas within their pools. meter: draw per GPU
+    whose agent tells none.
     """
 
     tick: int
@@ -43,6 +45,7 @@ class Seen:
     plan: tuple[Setting, ...] | None
     cordoned: frozenset[str]
     pinned_w: Mapping[str, float]
+    given_back_w: Mapping[str, float]
     missing: tuple[str, ...]
     state: State | None
     meter: Mapping[str, float] = field(default_factory=dict)
@@ -51,11 +54,13 @@ class Seen:
 def snapshot_of(seen: Seen, site: Site) -> Snapshot:
     """Put the snapshot together."""
     holder = {gpu: view for view in seen.replicas for gpu in view.gpus}
-    enforced = tuple(
-        enforced_w(seen.nodes[node], uuid, seen.now_s)
-        for uuid, node in zip(site.uuid, site.node, strict=True)
-    )
-    phase = tuple(_phase(uuid, holder, seen.cordoned) for uuid in site.uuid)
+    enforced = seen.caps.enforced_w
+    if enforced is None:
+        enforced = tuple(
+            enforced_w(seen.nodes[node], uuid, seen.now_s)
+            for uuid, node in zip(site.uuid, site.node, strict=True)
+        )
+    phase = tuple(_phase(uuid, holder, seen) for uuid in site.uuid)
     silent = [why for node in seen.nodes if (why := node.silent(seen.now_s)) is not None]
     return Snapshot(
         schema=snapshot_module.SCHEMA,
@@ -80,17 +85,35 @@ def snapshot_of(seen: Seen, site: Site) -> Snapshot:
             _pool_view(seen, site, index, enforced, phase) for index in range(len(site.fleet.pools))
         ),
         demand=seen.demand,
-        missing=(*silent, *_unreadable(seen, site), *seen.missing),
+        missing=(*silent, *_unreadable(seen, site), *seen.caps.notes, *seen.missing),
         state=seen.state,
     )
 
 
-def _phase(uuid: str, holder: dict[str, ReplicaView], cordoned: frozenset[str]) -> Phase:
+def _phase(uuid: str, holder: dict[str, ReplicaView], seen: Seen) -> Phase:
     view = holder.get(uuid)
     if view is not None:
-        return view.phase
+        # What a GPU that is given back holds is no plan's, as with one that drains.
+        return Phase.DRAINING if _leaves(view, seen) else view.phase
     # A free GPU of a cordoned node is out of reach for plans, as a lost one is.
-    return Phase.LOST if uuid in cordoned else Phase.PARKED
+    return Phase.LOST if uuid in seen.cordoned or uuid in seen.given_back_w else Phase.PARKED
+
+
+def _leaves(view: ReplicaView, seen: Seen) -> bool:
+    return any(uuid in seen.given_back_w for uuid in view.gpus)
+
+
+def _reserved_w(seen: Seen, site: Site, index: int) -> float:
+    """What GPUs of the pool that are given back lack to their original limits."""
+    lowest_w = site.fleet.product_of(site.fleet.pools[index]).min_limit_w
+    return round(
+        sum(
+            max(0.0, seen.given_back_w[uuid] - max(booked_w, lowest_w))
+            for uuid, pool, booked_w in zip(site.uuid, site.pool, seen.caps.booked_w, strict=True)
+            if pool == index and uuid in seen.given_back_w
+        ),
+        3,
+    )
 
 
 def _draws(seen: Seen, site: Site) -> tuple[float | None, ...]:
@@ -125,7 +148,11 @@ def _pool_view(
     phase: tuple[Phase, ...],
 ) -> PoolView:
     pool = site.fleet.pools[index]
-    phases = [view.phase for view in seen.replicas if view.pool == pool.name]
+    phases = [
+        Phase.DRAINING if _leaves(view, seen) else view.phase
+        for view in seen.replicas
+        if view.pool == pool.name
+    ]
     load = seen.loads[index]
     if seen.plan is None:
         setting = _present_setting(site, index, enforced, phase)
@@ -140,6 +167,7 @@ def _pool_view(
         active_kv_tokens=load.active_kv_tokens,
         running=load.running,
         pinned_w=seen.pinned_w.get(pool.name),
+        reserved_w=_reserved_w(seen, site, index) if seen.given_back_w else 0.0,
     )
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from wattline.controller.give_back import Originals
 from wattline.controller.site import Site
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.trusted_files import read_trusted, replace_file
-from wattline.recording.orders import Order, OrderKind, until_text
+from wattline.recording.orders import Order, OrderKind, given_back_w, until_text
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +126,57 @@ class OrderBook:
             node=node,
             gpus=self._site.gpus_of(node),
         )
-        return self._give(order, lambda other: other.node == node)
+        return self._give(
+            order, lambda other: other.kind is OrderKind.CORDON and other.node == node
+        )
+
+    def restore(
+        self,
+        found: Originals,
+        by: str,
+        why: str,
+        now_s: float,
+        until_s: float | None,
+        usable_w: float,
+    ) -> Order:
+        """Give GPUs their original limits back; InputError where they do not fit `usable_w`."""
+        order = Order(
+            id="",
+            kind=OrderKind.RESTORE,
+            by=by,
+            why=why,
+            since_s=now_s,
+            until_s=until_s,
+            node=found.node,
+            gpus=found.gpus,
+            originals_w=found.watts,
+        )
+
+        def replaces(other: Order) -> bool:
+            return other.kind is OrderKind.RESTORE and set(other.gpus) <= set(order.gpus)
+
+        site = self._site
+        others = [other for other in self.in_force(now_s) if not replaces(other)]
+        if not given_back_w([*others, order], site.fleet, site.uuid, site.pool, usable_w):
+            raise InputError(
+                "restore",
+                f"{sum(found.watts):g} W",
+                f"with all other GPUs at their lowest limits this does not fit {usable_w:,.0f} W",
+            )
+        return self._give(order, replaces)
 
     def resume(self, what: str, by: str, why: str, now_s: float) -> int:
-        """Take orders back: `all`, an order's id, a pool or a node. InputError if there is none."""
+        """Take orders back: `all`, or those with an id, or of a pool, a node or a restored GPU.
+
+        InputError if there is none.
+        """
         with self._lock:
-            ended = [o for o in self._orders if what in ("all", o.id, o.pool, o.node)]
+            ended = [
+                o
+                for o in self._orders
+                if what in ("all", o.id, o.pool, o.node)
+                or (o.kind is OrderKind.RESTORE and o.gpus == (what,))
+            ]
             if not ended and what != "all":
                 known = ", ".join(f"{o.id} ({o.kind})" for o in self._orders) or "none in force"
                 raise InputError("resume", what, f"give all, an id, a pool or a node: {known}")
@@ -181,6 +227,7 @@ class OrderBook:
             cap_w=order.cap_w,
             replicas=order.replicas,
             node=order.node,
+            gpus=order.gpus if order.kind is OrderKind.RESTORE else None,
         )
         return order
 
@@ -214,6 +261,8 @@ class OrderBook:
         times = [order.since_s] + ([] if order.until_s is None else [order.until_s])
         if not all(0.0 <= time_s <= _LATEST_S for time_s in times):
             return f"order {order.id} with a time that is none"
+        if order.kind is OrderKind.RESTORE and len(order.gpus) != len(order.originals_w):
+            return f"order {order.id} without one limit per GPU"
         if order.kind is OrderKind.PIN and order.pool in {p.name for p in self._site.fleet.pools}:
             try:
                 self._check_pin(order.pool, order.cap_w, order.replicas)

@@ -16,17 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from math import floor
 
 from pydantic import TypeAdapter, ValidationError
 
 from wattline.core.decision import CapSteps, Decision, ReplicaStep
 from wattline.core.errors import InputError
+from wattline.core.fleet import Fleet
 from wattline.core.settings import Settings
 from wattline.core.snapshot import GpuTable, Phase, Snapshot
 
 SCHEMA = "wattline.orders/2"
 LINE_START = b'{"schema":"wattline.orders/'
 _SAME_W = 0.0005
+_REGISTER_W = 0.75  # a register may round to whole watts
+_LONGEST_TICK_S = 5.0  # as in a decision: a pause saves up no allowance to rise
 
 
 class OrderKind(StrEnum):
@@ -35,6 +39,7 @@ class OrderKind(StrEnum):
     HOLD = "hold"
     PIN = "pin"
     CORDON = "cordon"
+    RESTORE = "restore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Order:
 
     hold: no raise, no change of replicas or thresholds. pin: `pool` keeps `cap_w` or `replicas`.
     cordon: `gpus` (those of `node`) take no new replica and no raise, and their replicas drain.
+    restore: `gpus` (those of `node`, if it is given) get `originals_w` back, in the same order.
     since_s and until_s are seconds since 1970; until_s None: until it is taken back.
     """
 
@@ -57,6 +63,7 @@ class Order:
     replicas: int | None = None
     node: str | None = None
     gpus: tuple[str, ...] = ()
+    originals_w: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class Carried:
     """What of a decision is carried out.
 
     drain: (pool, replica) of replicas that leave a cordoned node. admission: whether thresholds may
-    be sent.
+    be sent. given_back: GPUs whose nodes let go of them once they have their original limits.
     """
 
     schema: str
@@ -82,6 +89,7 @@ class Carried:
     caps: CapSteps
     replicas: tuple[ReplicaStep, ...]
     drain: tuple[tuple[int, int], ...]
+    given_back: tuple[str, ...]
     admission: bool
     reasons: tuple[OrderReason, ...]
 
@@ -115,16 +123,34 @@ def carry_out(
     held = any(order.kind is OrderKind.HOLD for order in orders)
     cordoned = {gpu for order in orders if order.kind is OrderKind.CORDON for gpu in order.gpus}
     over = sum(snapshot.gpus.booked_w) > snapshot.budget.usable_w + _SAME_W
+    originals_w = given_back_w(
+        orders,
+        settings.fleet,
+        snapshot.gpus.uuid,
+        snapshot.gpus.pool,
+        snapshot.budget.usable_w,
+    )
+    kept = _kept(snapshot.gpus, decision.caps, held=held, cordoned=cordoned, over=over)
+    kept = {gpu: step for gpu, step in kept.items() if snapshot.gpus.uuid[gpu] not in originals_w}
+    if not held and not over:
+        kept |= _giving_back(snapshot, kept, originals_w)
     return Carried(
         schema=SCHEMA,
         tick=snapshot.tick,
         orders=tuple(orders),
-        caps=_caps(snapshot.gpus, decision.caps, held=held, cordoned=cordoned, over=over),
+        caps=CapSteps(
+            tuple(kept),
+            tuple(cap_w for cap_w, _ in kept.values()),
+            tuple(clock for _, clock in kept.values()),
+        ),
         replicas=() if held else _replicas(snapshot, decision, orders, settings),
         drain=_leaving(snapshot.gpus, cordoned),
+        given_back=tuple(uuid for uuid in snapshot.gpus.uuid if uuid in originals_w),
         admission=not held,
         reasons=tuple(
-            OrderReason(index, f"operator_{order.kind}", f"{name}: {_sentence(order)}.")
+            OrderReason(
+                index, f"operator_{order.kind}", f"{name}: {_sentence(order, snapshot.gpus)}."
+            )
             # A hold comes last: it is what stands where several concern a pool.
             for order in sorted(orders, key=lambda order: order.kind is OrderKind.HOLD)
             for index, name in enumerate(pools)
@@ -133,21 +159,67 @@ def carry_out(
     )
 
 
-def _caps(
+def _kept(
     gpus: GpuTable, steps: CapSteps, *, held: bool, cordoned: set[str], over: bool
-) -> CapSteps:
-    """The steps that may be sent: a hold keeps all others back, a cordon raises on its node."""
-    kept = []
+) -> dict[int, tuple[float, float]]:
+    """Cap and clock per GPU that may be sent: a hold keeps all back, a cordon its node's raises."""
+    kept = {}
     for gpu, cap_w, clock in zip(steps.gpu, steps.cap_w, steps.clock, strict=True):
         raises = cap_w > gpus.granted_w[gpu] + _SAME_W
         needed = over and cap_w < gpus.granted_w[gpu] - _SAME_W
         if needed or not (held or (raises and (over or gpus.uuid[gpu] in cordoned))):
-            kept.append((gpu, cap_w, clock))
-    return CapSteps(
-        tuple(gpu for gpu, _, _ in kept),
-        tuple(cap_w for _, cap_w, _ in kept),
-        tuple(clock for _, _, clock in kept),
-    )
+            kept[gpu] = (cap_w, clock)
+    return kept
+
+
+def given_back_w(
+    orders: Sequence[Order],
+    fleet: Fleet,
+    uuids: Sequence[str],
+    pools: Sequence[int],
+    usable_w: float,
+) -> dict[str, float]:
+    """Original limit per GPU that is to get it back; none where they do not fit together.
+
+    They fit when they leave all other GPUs their lowest limits. `pools`: each GPU's, by index.
+    """
+    wanted = {
+        uuid: watts
+        for order in orders
+        if order.kind is OrderKind.RESTORE
+        for uuid, watts in zip(order.gpus, order.originals_w, strict=True)
+    }
+    if not wanted:
+        return {}
+    lowest_w = [fleet.product_of(pool).min_limit_w for pool in fleet.pools]
+    need_w = sum(wanted.get(uuid, lowest_w[pool]) for uuid, pool in zip(uuids, pools, strict=True))
+    return wanted if need_w <= usable_w + _SAME_W else {}
+
+
+def _giving_back(
+    snapshot: Snapshot, kept: dict[int, tuple[float, float]], originals_w: dict[str, float]
+) -> dict[int, tuple[float, float]]:
+    """Steps towards original limits: lowerings at once, raises as far as watts are free."""
+    gpus, budget = snapshot.gpus, snapshot.budget
+    rises_w = sum(max(0.0, cap_w - gpus.booked_w[gpu]) for gpu, (cap_w, _) in kept.items())
+    left_w = budget.usable_w - sum(gpus.booked_w) - rises_w
+    if budget.rise_w_per_s is not None:
+        seconds = 0.0
+        if snapshot.state is not None:
+            seconds = min(_LONGEST_TICK_S, max(0.0, snapshot.time_s - snapshot.state.time_s))
+        left_w = min(left_w, budget.rise_w_per_s * seconds - rises_w)
+    steps = {}
+    for gpu, uuid in enumerate(gpus.uuid):
+        if uuid not in originals_w:
+            continue
+        original_w, granted_w = originals_w[uuid], gpus.granted_w[gpu]
+        booked_w = max(granted_w, gpus.booked_w[gpu])
+        # Whole milliwatts, as a grant has them.
+        cap_w = min(original_w, floor(1000.0 * (booked_w + max(0.0, left_w))) / 1000.0)
+        if abs(cap_w - granted_w) > _SAME_W and (cap_w == original_w or cap_w > granted_w):
+            left_w -= max(0.0, cap_w - booked_w)
+            steps[gpu] = (cap_w, 1.0)
+    return steps
 
 
 def _replicas(
@@ -195,12 +267,16 @@ def _concerns(order: Order, index: int, name: str, gpus: GpuTable) -> bool:
     )
 
 
-def _sentence(order: Order) -> str:
-    what = {
-        OrderKind.HOLD: "held",
-        OrderKind.CORDON: f"node {order.node} cordoned",
-        OrderKind.PIN: f"pinned to {_pinned(order)}",
-    }[order.kind]
+def _sentence(order: Order, gpus: GpuTable) -> str:
+    match order.kind:
+        case OrderKind.HOLD:
+            what = "held"
+        case OrderKind.CORDON:
+            what = f"node {order.node} cordoned"
+        case OrderKind.PIN:
+            what = f"pinned to {_pinned(order)}"
+        case OrderKind.RESTORE:
+            what = _restored(order, gpus)
     return f"{what} by {order.by} {until_text(order.until_s)}: {order.why}"
 
 
@@ -208,6 +284,16 @@ def _pinned(order: Order) -> str:
     if order.cap_w is not None:
         return f"{order.cap_w:g} W per GPU"
     return f"{order.replicas} replicas"
+
+
+def _restored(order: Order, gpus: GpuTable) -> str:
+    enforced_w = dict(zip(gpus.uuid, gpus.enforced_w, strict=True))
+    back = sum(
+        (watts := enforced_w.get(uuid)) is not None and watts >= original_w - _REGISTER_W
+        for uuid, original_w in zip(order.gpus, order.originals_w, strict=True)
+    )
+    where = f"GPU {order.gpus[0]}" if order.node is None else f"node {order.node}"
+    return f"{where} given back, {back} of {len(order.gpus)} original limits in force,"
 
 
 def until_text(until_s: float | None) -> str:

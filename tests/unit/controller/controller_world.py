@@ -70,6 +70,8 @@ class FakeAgent:
         self.enforced_w = dict.fromkeys(UUIDS, enforced_w)
         self.obeys = True
         self.mode = "grants"
+        self.original_w: float | None = 600.0
+        self.let_go: tuple[str, ...] = ()
         self.start()
 
     def start(self, now_s: float = 0.0) -> None:
@@ -91,6 +93,7 @@ class FakeAgent:
             file = decode_grants(path.read_bytes(), node="n1", where="grants")
             for entry in file.grants:
                 self.node.on_grant(entry.grant, now_s)
+            self.let_go = file.restore
             for adopt in file.adopt:
                 self.node.on_adopt(adopt)
         for uuid in UUIDS:
@@ -115,7 +118,12 @@ class FakeAgent:
                 GpuReport(
                     gpu=uuid,
                     report=report,
-                    facts=GpuFacts(min_w=MIN_W, max_w=MAX_W, draw_w=0.8 * self.enforced_w[uuid]),
+                    facts=GpuFacts(
+                        min_w=MIN_W,
+                        max_w=MAX_W,
+                        draw_w=0.8 * self.enforced_w[uuid],
+                        original_w=self.original_w,
+                    ),
                 )
                 for uuid, report in reports.items()
             ),

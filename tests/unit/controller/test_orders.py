@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -321,6 +322,88 @@ def test_pinned_replicas_are_reached_and_kept(tmp_path: Path) -> None:
     world.run(3)
     states = [view.phase for view in world.replicas.views if view.pool == "decode"]
     assert sorted(states) == sorted([Phase.READY, Phase.DRAINING])
+    world.stop()
+
+
+def test_original_limits_are_given_back_where_they_fit(world: World) -> None:
+    world.demand.rps = 400  # so much that every watt is of use
+    world.run(40)
+    gpu = UUIDS[2]
+    done = give(world, "restore", what=gpu)
+    assert (
+        done == "order 1: 1 original limits, 600 W together, are given back until it is taken back"
+    )
+    world.run(20)
+    assert world.agent.enforced_w[gpu] == 600.0
+    assert world.agent.let_go == (gpu,)
+    assert world.enforced_w <= 2000 * 0.98
+    assert "1 of 1 original limits in force" in reasons(world)["decode"]
+    view = world.assembly.controller.view
+    assert view is not None
+    assert view.snapshot.pools[1].ready == 1, "no plan counts on what is given back"
+    with pytest.raises(InputError, match="does not fit"):
+        give(world, "restore", what="n1")
+    world.run(5)
+    give(world, "resume", what=gpu)
+    world.run(60)
+    assert world.agent.enforced_w[gpu] < 600.0
+    assert len(world.agent.let_go) == 0
+    world.stop()
+    outcome = replay(Recording(world.folder / "state" / "recording"))
+    assert (outcome.decisions, outcome.difference) == (125, None)
+    audit = (world.folder / "state" / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["what"] for line in audit] == ["restore", "resume"]
+    world.start()
+
+
+def test_a_cut_takes_given_back_limits_down_again(world: World) -> None:
+    world.run(10)
+    give(world, "restore", what=UUIDS[2])
+    world.run(20)
+    assert world.agent.enforced_w[UUIDS[2]] == 600.0
+    give(world, "budget", total_w=1100)
+    world.run(10)
+    assert world.enforced_w <= 1100 * 0.98
+    assert world.agent.let_go == ()
+    give(world, "budget", clear=True)
+    world.run(20)
+    assert world.agent.enforced_w[UUIDS[2]] == 600.0
+
+
+def test_giving_back_rises_no_faster_than_allowed(tmp_path: Path) -> None:
+    world = World(tmp_path, budget={"total_w": 2600, "rise_w_per_s": 20})
+    world.start()
+    world.run(3)
+    give(world, "restore", what="n1")
+    seen = []
+    for _ in range(60):
+        world.run(1)
+        seen.append(world.enforced_w)
+    assert max(b - a for a, b in pairwise(seen)) <= 20.0 + 1e-6
+    assert seen[-1] == 4 * 600.0
+    world.stop()
+
+
+@pytest.mark.parametrize("what", ["n2", "GPU-none", ""])
+def test_nothing_is_given_back_of_what_is_not_there(world: World, what: str) -> None:
+    world.run(2)
+    with pytest.raises(InputError):
+        give(world, "restore", what=what)
+
+
+def test_nothing_is_given_back_where_no_original_is_known(world: World) -> None:
+    world.agent.original_w = None
+    world.run(2)
+    with pytest.raises(InputError, match="no original limit"):
+        give(world, "restore", what="n1")
+
+
+def test_an_advisory_controller_gives_nothing_back(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.start(advisory=True)
+    world.run(2)
+    with pytest.raises(InputError, match="grants no limits"):
+        give(world, "restore", what="n1")
     world.stop()
 
 
