@@ -69,8 +69,21 @@ def _token(path: Path) -> str:
     return token
 
 
-def open_node(spec: NodeSpec, limit_s: float) -> FileNode | HttpNode:
+class ForeignNode:
+    """A node whose agent is not ours: nothing is reported."""
+
+    def read(self) -> NodeReport:
+        """There is none."""
+        raise WattlineError("its agent is not Wattline's")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def open_node(spec: NodeSpec, limit_s: float) -> FileNode | HttpNode | ForeignNode:
     """The source of a node's reports."""
+    if not spec.reports:
+        return ForeignNode()
     if spec.report_file is not None:
         return FileNode(spec.name, Path(spec.report_file))
     assert spec.report_url is not None

@@ -1,4 +1,4 @@
-"""Reading from the Kubernetes API server: one object or list at a time, or a watch.
+"""The Kubernetes API server: one object or list at a time, a watch, or a patch of one object.
 
 Connection and credentials (service account, kubeconfig, rotated tokens) are lightkube's. Its own
 watch is not used, for five reasons seen in version 1.0.1: it asks for no bookmarks; it has no read
@@ -79,15 +79,17 @@ class KubeApi:
         """One answer as decoded JSON. Raises KubeError."""
         limited = {**params, "timeoutSeconds": str(timeout_s)}
         with self._open(path, limited, read_timeout_s=1.25 * timeout_s) as response:
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _MAX_LIST_BYTES:
-                    raise KubeError(
-                        KubeFault.UNAVAILABLE,
-                        f"{path}: more than {_MAX_LIST_BYTES} bytes: not read",
-                    )
-        return _decoded(bytes(body), path)
+            return _read(response, path)
+
+    def patch(self, path: str, document: Mapping[str, Any], *, manager: str) -> Mapping[str, Any]:
+        """Merge `document` into one object, in the name of `manager`; the object as it is then.
+
+        Raises KubeError.
+        """
+        params = {"fieldManager": manager}
+        body = json.dumps(document).encode()
+        with self._open(path, params, 1.25 * LIST_TIMEOUT_S, "PATCH", body) as response:
+            return _read(response, path)
 
     @contextmanager
     def watch(
@@ -103,14 +105,22 @@ class KubeApi:
 
     @contextmanager
     def _open(
-        self, path: str, params: Mapping[str, str], read_timeout_s: float
+        self,
+        path: str,
+        params: Mapping[str, str],
+        read_timeout_s: float,
+        method: str = "GET",
+        body: bytes | None = None,
     ) -> Iterator[httpx2.Response]:
         import httpx2
         from lightkube.core.exceptions import ConfigError
 
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=read_timeout_s)
+        headers = {} if body is None else {"Content-Type": "application/merge-patch+json"}
         try:
-            with self._client.stream("GET", path, params=params, timeout=timeout) as response:
+            with self._client.stream(
+                method, path, params=params, content=body, headers=headers, timeout=timeout
+            ) as response:
                 if response.status_code != 200:
                     raise _error_of(response, path)
                 yield response
@@ -198,6 +208,17 @@ def _lines(chunks: Iterator[bytes], path: str) -> Iterator[bytes]:
             )
 
 
+def _read(response: httpx2.Response, path: str) -> Mapping[str, Any]:
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > _MAX_LIST_BYTES:
+            raise KubeError(
+                KubeFault.UNAVAILABLE, f"{path}: more than {_MAX_LIST_BYTES} bytes: not read"
+            )
+    return _decoded(bytes(body), path)
+
+
 def _decoded(body: bytes, path: str) -> Mapping[str, Any]:
     try:
         document = json.loads(body)
@@ -225,6 +246,9 @@ def _error_of_status(
     code: int, status: Mapping[str, Any], path: str, retry_after_s: float | None
 ) -> KubeError:
     message = " ".join(str(status.get("message") or "").split())[:300]
+    if code in (400, 403, 422) and "denied" in message:
+        # An admission webhook or policy: no permission would help.
+        return KubeError(KubeFault.REFUSED, f"{path}: the cluster refuses it: {message}")
     if code == 403:
         return KubeError(
             KubeFault.REFUSED,
