@@ -42,7 +42,7 @@ class SweepTerms:
                 raise InputError(f"models.{name}", getattr(self, name), f"give {remedy}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: Python 3.11 cannot make C[X]() of one
 class Swept(Generic[Config]):
     """A sweep that came to an end: what it found and what that promises.
 
@@ -63,7 +63,7 @@ class SweepFailed:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: Python 3.11 cannot make C[X]() of one
 class Reoptimiser(Generic[Config]):
     """What is remembered of sweeps. `disabled` says why none runs, None while they may.
 
