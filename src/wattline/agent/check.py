@@ -12,12 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from wattline.agent import takeover
-from wattline.agent.http import read_token
 from wattline.agent.settings import AgentSettings, address_of
 from wattline.agent.snapshot import Mode
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.gpu.device import GpuDevice, GpuDriver, GpuError
 from wattline.drivers.grant_files import MAX_GRANT_BYTES, decode_grants
+from wattline.drivers.http_server import read_token
 from wattline.drivers.pods import OwnerMethod, OwnerSource, Pod, PodSource, SourceError
 from wattline.drivers.trusted_files import read_trusted
 

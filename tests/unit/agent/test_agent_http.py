@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from face_fixtures import TOKEN, Agent, get, get_json, gpu, serving, snapshot
 
-from wattline.agent import http as agent_http
 from wattline.agent.commands import Answer, Brake, Command, Hold, Pin, Restore, Resume
 from wattline.agent.control import MAX_COMMAND_BYTES, fetch, send
+from wattline.agent.http import MOST_FROM_ONE
 from wattline.core.errors import InputError, WattlineError
+from wattline.drivers.http_server import BoundedServer
 
 
 def test_reading(tmp_path: Path) -> None:
@@ -288,12 +289,11 @@ def test_sizes_are_bounded(tmp_path: Path, content: bytes, status: bytes) -> Non
 def test_too_many_at_a_time_are_closed_and_slow_ones_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_http, "REQUEST_S", 0.5)
+    monkeypatch.setattr(BoundedServer, "request_s", 0.5)
     with serving(Agent(snapshot()), tmp_path) as servers:
         host, _, port = servers.address.rpartition(":")
         slow = [
-            socket.create_connection((host, int(port)), timeout=20)
-            for _ in range(agent_http.MOST_FROM_ONE)
+            socket.create_connection((host, int(port)), timeout=20) for _ in range(MOST_FROM_ONE)
         ]
         try:
             with socket.create_connection((host, int(port)), timeout=20) as late:

@@ -14,10 +14,11 @@ from controller_world import World
 from prometheus_client.parser import text_string_to_metric_families
 
 from wattline.cli.operate import operate
-from wattline.controller.http import Face, HttpServer, read_token
+from wattline.controller.http import Face, HttpServer
 from wattline.controller.metric_catalogue import CATALOGUE
 from wattline.controller.metrics import exposition
 from wattline.core.errors import InputError
+from wattline.drivers.http_server import read_token
 
 TOKEN = "0123456789abcdef0123"
 
