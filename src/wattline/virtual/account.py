@@ -131,10 +131,13 @@ class Account:
         enforced_mw: int,
         outside: str | None,
         excuse: str | None = None,
+        requested_mw: int | None = None,
     ) -> None:
         """Take in that `gpu` now enforces `enforced_mw`, by an outside event or (None) by us.
 
         excuse: the event that answers for what a raise of ours takes above the budget, if it does.
+        requested_mw: what the register asks for; less than is enforced while an outside event holds
+        the GPU up, and then our writes move the level and not the limit. None: what is enforced.
         """
         self.advance(at_s)
         book = self._gpus[gpu]
@@ -144,12 +147,16 @@ class Account:
             self._outside(book, gpu, outside)
         elif delta_mw > 0:
             self._raise(book, gpu, delta_mw, excuse)
+        elif book.exposure is not None and requested_mw is not None and requested_mw < enforced_mw:
+            if requested_mw > book.level_mw:
+                self._raise(book, gpu, requested_mw - book.level_mw, excuse)
+            else:
+                self._lower(book, requested_mw)
         else:
-            before_mw = book.level_mw
             # Above the budget, what the outside event left over it stays its own.
-            book.level_mw = enforced_mw if self._over_mw <= 0 else min(book.level_mw, enforced_mw)
-            # What we raised last is the first that a lowering of ours takes back.
-            self._ours_mw = max(0, self._ours_mw - max(0, before_mw - book.level_mw))
+            self._lower(
+                book, enforced_mw if self._over_mw <= 0 else min(book.level_mw, enforced_mw)
+            )
         if book.enforced_mw <= book.level_mw:
             self._close(book)
         self._settle()
@@ -161,6 +168,11 @@ class Account:
         self._close(book)
         book.exposure = Exposure(kind, gpu, self._now_s)
         self.exposures.append(book.exposure)
+
+    def _lower(self, book: _Gpu, level_mw: int) -> None:
+        # What we raised last is the first that a lowering of ours takes back.
+        self._ours_mw = max(0, self._ours_mw - max(0, book.level_mw - level_mw))
+        book.level_mw = level_mw
 
     def _raise(self, book: _Gpu, gpu: str, delta_mw: int, excuse: str | None) -> None:
         book.level_mw += delta_mw

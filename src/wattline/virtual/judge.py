@@ -143,7 +143,9 @@ def judge(
         if step.cause != "out_of_band":
             requesters[step.gpu] = cause
         node_of[step.gpu] = step.node
-        account.change(at_s, step.gpu, step.enforced_mw, cause, excuse)
+        account.change(
+            at_s, step.gpu, step.enforced_mw, cause, excuse, requested_mw=step.requested_mw
+        )
     account.finish(end_s)
     return Verdict(
         ours_watt_seconds=account.ours_watt_seconds,

@@ -42,6 +42,29 @@ def test_a_raise_of_ours_above_the_budget_is_ours_until_it_ends() -> None:
     assert book.exposures == []
 
 
+def test_a_write_of_ours_under_an_outside_floor_moves_the_level_and_not_the_limit() -> None:
+    book = account()
+    book.change(1, "a", 550_000, "out of band")  # 950 W: within the budget, known to nobody yet
+    book.change(2, "a", 550_000, None, requested_mw=350_000)
+    book.change(3, "b", 600_000, None)  # 350 + 600 W by us: within the budget
+    book.change(5, "a", 350_000, "lifted", requested_mw=350_000)
+    book.finish(9)
+    exposure = one(book.exposures)
+    assert exposure.watt_seconds == pytest.approx(150 * 2)
+    assert (exposure.kind, exposure.end_s) == ("out of band", 5)
+    assert (book.ours_watt_seconds, book.ours) == (0.0, [])
+
+
+def test_a_raise_of_ours_under_an_outside_floor_is_ours_once_it_counts() -> None:
+    book = account()
+    book.change(1, "a", 550_000, "out of band")
+    book.change(2, "a", 550_000, None, requested_mw=500_000)
+    book.change(3, "b", 550_000, None)  # 500 + 550 W by us, and 50 W by the floor
+    book.finish(5)
+    assert book.ours_watt_seconds == pytest.approx(50 * 2)
+    assert one(book.exposures).watt_seconds == pytest.approx(50 * 2)
+
+
 def test_a_rival_answers_for_his_raise_until_it_is_repaired() -> None:
     book = account()
     book.change(1, "a", 700_000, "rival")
@@ -135,6 +158,7 @@ STEPS = st.lists(
         st.sampled_from((*GPUS, "budget")),
         st.integers(100, 900),
         st.sampled_from((None, None, "rival", "reload")),
+        st.none() | st.integers(100, 900),
     ),
     max_size=40,
 )
@@ -142,12 +166,12 @@ STEPS = st.lists(
 
 @given(STEPS, st.integers(0, 100))
 def test_every_watt_second_above_the_budget_is_charged_once(
-    steps: list[tuple[float, str, int, str | None]], guard_w: int
+    steps: list[tuple[float, str, int, str | None, int | None]], guard_w: int
 ) -> None:
     book = Account(dict.fromkeys(GPUS, 300_000), 1_000_000, guard_w * 1000, 0.0)
     level_w, budget_w = dict.fromkeys(GPUS, 300), 1000
     now_s, over_ws = 0.0, 0.0
-    for wait_s, what, watts, cause in steps:
+    for wait_s, what, watts, cause, requested_w in steps:
         over_ws += max(0, sum(level_w.values()) + guard_w - budget_w) * wait_s
         now_s += wait_s
         if what == "budget":
@@ -155,7 +179,8 @@ def test_every_watt_second_above_the_budget_is_charged_once(
             book.set_budget(now_s, budget_w * 1000)
         else:
             level_w[what] = watts
-            book.change(now_s, what, watts * 1000, cause)
+            requested_mw = None if requested_w is None else requested_w * 1000
+            book.change(now_s, what, watts * 1000, cause, requested_mw=requested_mw)
     book.finish(now_s)
     charged_ws = book.ours_watt_seconds + sum(each.watt_seconds for each in book.exposures)
     assert charged_ws == pytest.approx(over_ws, rel=1e-9, abs=1e-6)
@@ -163,12 +188,12 @@ def test_every_watt_second_above_the_budget_is_charged_once(
 
 @given(STEPS)
 def test_without_outside_events_all_of_it_is_ours(
-    steps: list[tuple[float, str, int, str | None]],
+    steps: list[tuple[float, str, int, str | None, int | None]],
 ) -> None:
     book = Account(dict.fromkeys(GPUS, 300_000), 1_000_000, 0, 0.0)
     level_w = dict.fromkeys(GPUS, 300)
     now_s, over_ws = 0.0, 0.0
-    for wait_s, gpu, watts, _ in steps:
+    for wait_s, gpu, watts, *_ in steps:
         if gpu == "budget":
             continue
         over_ws += max(0, sum(level_w.values()) - 1000) * wait_s
