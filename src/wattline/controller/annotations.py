@@ -237,6 +237,11 @@ class AnnotationCaps:
                 granted[gpu] = booked[gpu] if pool.aim_w is None else float(pool.aim_w)
         return tuple(booked), tuple(granted)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no round is under way."""
+        return self._call.waiting_s is None or self._call.end(0.0)
+
     # Talking to the API server
 
     def _poll(self, now_s: float) -> None:
