@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 
 from wattline.controller.admission import AdmissionDesk, Frontends
+from wattline.controller.annotations import AnnotationCaps, open_writer
 from wattline.controller.budget import BudgetDesk
 from wattline.controller.caps import Caps, GrantedCaps, WatchedCaps, newest_epoch
 from wattline.controller.commands import Desk
@@ -17,6 +19,7 @@ from wattline.controller.gather import Gatherer
 from wattline.controller.history import HistoryDesk
 from wattline.controller.history_batch import HistoryReader
 from wattline.controller.loop import Controller
+from wattline.controller.models import ModelDesk
 from wattline.controller.nodes import NodeWatch, open_node
 from wattline.controller.operator import Audit, OrderBook
 from wattline.controller.parts import Parts
@@ -86,15 +89,17 @@ class Assembly:
         fixed = fixed_keys(changed)
         if fixed:
             raise InputError(str(self.path), ", ".join(fixed), "needs a restart; nothing is taken")
-        site = build_site(new, self.path)
         parts = self.controller.parts
+        site = build_site(new, self.path)
+        site = replace(site, settings=parts.models.apply(site.settings))
+        parts.header = partial(header_of, new, path=self.path)
         parts.budget.reload(new.budget)
         parts.caps.set_terms(new.actuation)
         parts.admission.mode = new.actuation.admission
         if site.settings != parts.site.settings:
             # Only then: everything that is remembered per settings object stays valid.
             parts.site = site
-            parts.recorder.begin(header_of(new, site, self.path))
+            parts.recorder.begin(parts.header(site))
         if new.recorder != self.settings.recorder:
             parts.recorder.close()
             parts.recorder = open_recorder(new, site, self.path)
@@ -120,6 +125,8 @@ def assemble(
     state_dir = Path(settings.state_dir)
     make_state_dir(state_dir)
     clock = clock or anchored_clock()
+    models = ModelDesk(site.settings, settings, path)
+    site = replace(site, settings=models.start(site.settings, round(clock(), 3)))
     sources = settings.sources
     gatherer = Gatherer(sources.call_s)
     reports = [open_node(node, sources.call_s) for node in settings.nodes]
@@ -131,8 +138,14 @@ def assemble(
     audit = Audit(state_dir / "audit.jsonl")
     orders = OrderBook(state_dir / "orders.json", site, audit)
     first_tick, state = resumed(settings.recording_folder, site, clock())
-    # Before anything else is opened: it is what another controller keeps us out of.
-    caps = _caps(settings, site, advisory, budget, clock, heard)
+    history = _history(settings, site, warm=state is None)
+    try:
+        # Before anything else is opened: it is what another controller keeps us out of.
+        caps = _caps(settings, site, advisory, budget, clock, heard, history)
+    except BaseException:
+        if history is not None:
+            history.close()
+        raise
     demand = [_demand(settings, index) for index in range(len(settings.deployments))]
     parts = Parts(
         site=site,
@@ -152,7 +165,9 @@ def assemble(
         orders=orders,
         recorder=open_recorder(settings, site, path),
         gatherer=gatherer,
-        history=_history(settings, site, warm=state is None),
+        models=models,
+        header=partial(header_of, settings, path=path),
+        history=history,
     )
     controller = Controller(parts, clock, first_tick=first_tick, state=state)
     desk = Desk(
@@ -162,6 +177,7 @@ def assemble(
         clock,
         controller.attest_off,
         controller.originals,
+        models.command,
         controller.wake,
     )
     return Assembly(path, settings, controller, desk, clock)
@@ -190,9 +206,20 @@ def _caps(
     budget: BudgetDesk,
     clock: Callable[[], float],
     heard: list[NodeReport],
+    history: HistoryDesk | None,
 ) -> Caps:
-    if advisory or settings.actuation.caps != "grants":
+    if advisory or settings.actuation.caps == "none":
         return WatchedCaps(site)
+    annotations = settings.actuation.annotations
+    if annotations is not None:
+        return AnnotationCaps(
+            site,
+            spec=annotations,
+            writer=open_writer(annotations, site),
+            budget=budget.now(clock()).budget,
+            now_s=clock(),
+            limits=(lambda now_s: {}) if history is None else history.limit,
+        )
     return GrantedCaps(
         site,
         spec=settings.actuation,

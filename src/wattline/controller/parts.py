@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wattline.controller.admission import AdmissionDesk
@@ -10,12 +10,14 @@ from wattline.controller.budget import BudgetDesk
 from wattline.controller.caps import Caps, CapsView
 from wattline.controller.gather import Gatherer
 from wattline.controller.history import HistoryDesk
-from wattline.controller.nodes import NodeWatch
+from wattline.controller.models import ModelDesk
+from wattline.controller.nodes import ForeignNode, NodeWatch
 from wattline.controller.operator import OrderBook
 from wattline.controller.plugin_plan import PluginFiles
 from wattline.controller.site import Site
 from wattline.controller.sources import DemandSource, LoadSource, NodeSource, Replicas
 from wattline.controller.view import NodeView
+from wattline.recording.codec import Header
 from wattline.recording.segments import FlightRecorder, RecorderStatus
 
 
@@ -23,7 +25,7 @@ from wattline.recording.segments import FlightRecorder, RecorderStatus
 class Parts:
     """What a controller is made of. demand: per deployment; loads: per pool; None: no source.
 
-    history: Prometheus, if there is one.
+    header: what a segment of the recording begins with. history: Prometheus, if there is one.
     """
 
     site: Site
@@ -41,6 +43,8 @@ class Parts:
     orders: OrderBook
     recorder: FlightRecorder
     gatherer: Gatherer
+    models: ModelDesk
+    header: Callable[[Site], Header]
     history: HistoryDesk | None = None
 
 
@@ -62,8 +66,13 @@ def problems_of(
     parts: Parts, nodes: Sequence[NodeView], caps: CapsView, recorder: RecorderStatus
 ) -> tuple[str, ...]:
     """What needs a person."""
+    ours = [not isinstance(source, ForeignNode) for source in parts.reports]
     return (
-        *(node.why for node in nodes if node.why is not None),
+        *(
+            node.why
+            for node, known in zip(nodes, ours, strict=True)
+            if known and node.why is not None
+        ),
         *(
             f"node {node.name}: its agent runs in mode {node.mode}: it takes no grants"
             for node in nodes
@@ -72,5 +81,6 @@ def problems_of(
         *caps.problems,
         *parts.admission.problems,
         *parts.plugin.problems,
+        *parts.models.view.problems,
         *([] if recorder.why is None else [f"recording: {recorder.why}"]),
     )

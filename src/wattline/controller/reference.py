@@ -9,7 +9,13 @@ from pydantic import BaseModel
 
 from wattline.catalog import fleet_spec
 from wattline.catalog.yaml_docs import table
-from wattline.controller import commands, outside_settings, settings
+from wattline.controller import (
+    calibration_spec,
+    commands,
+    models_settings,
+    outside_settings,
+    settings,
+)
 from wattline.controller.metric_catalogue import CATALOGUE
 
 _INTRO = """# Controller reference
@@ -63,7 +69,11 @@ _SETTINGS: tuple[tuple[str, tuple[type[BaseModel], ...]], ...] = (
             outside_settings.PodsSpec,
         ),
     ),
-    ("Deciding", (settings.DecisionSpec, settings.ExpectedMix)),
+    (
+        "Deciding",
+        (settings.DecisionSpec, settings.ExpectedMix, calibration_spec.CalibrationSpec),
+    ),
+    ("Predicted engines", (models_settings.ModelsSpec, models_settings.AicSpec)),
     ("Recording", (settings.RecorderSpec,)),
 )
 _COMMANDS = (
@@ -71,8 +81,10 @@ _COMMANDS = (
     commands.HoldCommand,
     commands.PinCommand,
     commands.CordonCommand,
+    commands.RestoreCommand,
     commands.ResumeCommand,
     commands.AttestOffCommand,
+    commands.ModelsCommand,
 )
 
 

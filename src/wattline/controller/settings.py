@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from wattline.catalog.fleet_spec import DeploymentSpec, Name, PoolSpec
 from wattline.catalog.yaml_files import StrictModel, parse
 from wattline.controller.calibration_spec import CalibrationSpec
+from wattline.controller.models_settings import ModelsSpec
 from wattline.controller.outside_settings import AnnotationsSpec, PrometheusSpec
 from wattline.controller.setting_types import Day, PathText, Seconds, TimeOfDay, Url, Uuid, Watts
 from wattline.core.errors import InputError
@@ -244,6 +245,8 @@ class ControllerSettings(StrictModel):
     """How to decide."""
     calibration: CalibrationSpec = CalibrationSpec()
     """Models against what is seen."""
+    models: ModelsSpec = ModelsSpec()
+    """Engines that are predicted."""
     recorder: RecorderSpec = RecorderSpec()
     """The flight recorder."""
 
@@ -278,6 +281,11 @@ class ControllerSettings(StrictModel):
         for deployment in self.deployments:
             if deployment.name in self.actuation.plugin_state:
                 _once(f"{deployment.name}: role", [pool.role for pool in deployment.pools])
+        if self.models.aic is not None:
+            chosen = self.models.aic.deployments
+            _once("models.aic.deployments:", chosen)
+            _among("models.aic.deployments", dict.fromkeys(chosen), deployments)
+            _among("models.aic.model_names", self.models.aic.model_names, deployments)
         for node in self.nodes:
             _among(f"node {node.name}, gpus", node.gpus, pools)
         for pool in self.pools:

@@ -62,6 +62,7 @@ def _document(view: TickView, fleet: Fleet, now_s: float) -> dict[str, Any]:
         },
         "orders": [] if view.carried is None else [asdict(o) for o in view.carried.orders],
         "prometheus": None if view.history is None else asdict(view.history),
+        "models": asdict(view.models)["deployments"],
         "recorder": asdict(view.recorder),
         "missing": list(snapshot.missing),
         "problems": list(view.problems),

@@ -57,13 +57,15 @@ class AicError(WattlineError):
 class Request:
     """What one table is asked for.
 
-    model: a name that the library knows, or a folder with a `config.json`. moe_tp, moe_ep: of
+    model: a name that the library knows, or a folder with a `config.json`, whose digest tells one
+    version of it from the next. moe_tp, moe_ep: of
     experts, None for a dense model. gemm_quant, kv_quant: the library's words, None: as the model
     is published. The points are all prefill_tokens, and all contexts with all batches that fit the
     cache. memory_fraction: share of the memory that the engine may fill.
     """
 
     model: str
+    config_digest: str | None = None
     system: str
     backend: str
     backend_version: str | None
