@@ -25,7 +25,7 @@ from wattline.sim.scenario_build import BudgetChange
 
 REPLICA_INTERVAL_S, REPLICA_HOLD_S = 5.0, 10.0
 """A run lasts a minute and a half: replicas are planned every 5 s, not every half minute."""
-STREAM_STEPS = 4
+STREAM_STEPS = 1
 LEAST_S, MOST_S = 20.0, 3600.0
 SIMULATED = "simulated"
 """The policy's name in the figures of the simulated run."""

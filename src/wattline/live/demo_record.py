@@ -108,6 +108,14 @@ class Levels:
         """Largest sum within a span."""
         return max(self.fleet_w[self.place(start_s) : self.place(end_s) + 1])
 
+    def under_after_s(self, start_s: float, end_s: float, watts: float) -> float | None:
+        """From the start of a span until limits are under so many watts for good; None: never."""
+        over_until_s = start_s
+        for _, to_s, level_w in self.steps(start_s, end_s):
+            if level_w > watts:
+                over_until_s = to_s
+        return None if over_until_s >= end_s else over_until_s - start_s
+
     def steps(self, start_s: float, end_s: float) -> list[tuple[float, float, float]]:
         """(from, to, watts) within a span."""
         first, last = self.place(start_s), self.place(end_s)
@@ -233,14 +241,23 @@ class Measured:
         return fleet_w
 
     def _tightest(self, start_s: float, end_s: float) -> tuple[float, float]:
-        """Enforced and budget watts of the moment of a tick at which least was left."""
-        found = [
-            (watts, span.total_w)
-            for span in self.budgets
-            if span.start_s < end_s and span.end_s > start_s
-            for _, _, watts in self.levels.steps(max(start_s, span.start_s), min(end_s, span.end_s))
-        ]
-        return max(found, key=lambda pair: pair[0] - pair[1])
+        """Enforced and budget watts of the moment of a tick at which least was left.
+
+        The fraction of a second in which a cut is being enforced is an event, not a point of the
+        plot, unless it fills the tick.
+        """
+        found: list[tuple[float, float]] = []
+        settled: list[tuple[float, float]] = []
+        for span in self.budgets:
+            first_s, last_s = max(start_s, span.start_s), min(end_s, span.end_s)
+            if first_s >= last_s:
+                continue
+            under_s = self.levels.under_after_s(span.start_s, last_s, span.total_w)
+            for _, to_s, watts in self.levels.steps(first_s, last_s):
+                found.append((watts, span.total_w))
+                if under_s is not None and to_s > span.start_s + under_s:
+                    settled.append(found[-1])
+        return max(settled or found, key=lambda pair: pair[0] - pair[1])
 
     def _events(self) -> list[RunEvent]:
         events = [

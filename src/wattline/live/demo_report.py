@@ -13,7 +13,7 @@ from wattline.live.demo import Demo, Outcome
 from wattline.live.demo_plan import DemoPlan, simulate
 from wattline.live.demo_tables import Side, enforced_table, history_lines, side_table, sides
 from wattline.sim.report import text
-from wattline.sim.report.tables import PageTable
+from wattline.sim.report.tables import PageTable, PageWords
 from wattline.sim.report.terminal import run_summary
 from wattline.sim.result import Run
 from wattline.sim.rundir import RunFolder
@@ -22,13 +22,15 @@ from wattline.sim.rundir import RunFolder
 class Results:
     """The live run beside the simulated one, which is run now."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Outcome, *, judged: bool = False) -> None:
+        """`judged`: say of each figure whether the two lie as near as stated."""
         measured = outcome.measured
         self.outcome = outcome
         self.plan: DemoPlan = measured.plan
         self.live: Run = measured.run()
         self.simulated: Run = simulate(self.plan, measured.plan_at_start())
         self.sides: list[Side] = sides(self.simulated.result, self.live.result, measured.end_s)
+        self.beside: PageTable = side_table(self.sides, measured.end_s, judged=judged)
         self.enforced: PageTable = enforced_table(measured)
 
     def keep(self, demo: Demo, folder: RunFolder, command: str) -> None:
@@ -40,8 +42,8 @@ class Results:
             self.plan.experiment,
             command,
             notes=self._notes(),
-            headline=self.headline(),
-            tables=[self.enforced, side_table(self.sides, self.outcome.measured.end_s)],
+            words=PageWords(subtitle=self._subtitle(), headline=self.headline()),
+            tables=[self.enforced, self.beside],
         )
         demo.keep(work)
 
@@ -61,6 +63,14 @@ class Results:
             f"{text.percent(live.slo_attainment)} of {live.requests:,} requests met both targets "
             f"({text.rate(live.goodput_rps)} a second). {held}{under}. The simulated run of the "
             f"same requests is beside it: {text.percent(self.simulated.result.slo_attainment)}."
+        )
+
+    def _subtitle(self) -> str:
+        live = self.live.result
+        return (
+            f"live and simulated · {live.requests:,} requests · {live.gpus} GPUs of "
+            f"{text.watts(self.plan.experiment.fleet.max_limit_w)} at most · "
+            f"{text.duration(self.outcome.measured.end_s)}"
         )
 
     def _notes(self) -> list[str]:
@@ -88,7 +98,7 @@ class Results:
         measured = self.outcome.measured
         console.print()
         console.print(run_summary(self.live, width=console.width))
-        for table in (self.enforced, side_table(self.sides, measured.end_s)):
+        for table in (self.enforced, self.beside):
             console.print()
             console.print(Text(table.title, style="bold"))
             console.print(terminal_table(table.header, table.rows, table.bad))

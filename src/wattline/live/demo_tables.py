@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wattline.live.demo_history import History
-from wattline.live.demo_record import Levels, Measured
+from wattline.live.demo_record import Measured
 from wattline.sim.report.tables import PageTable
 from wattline.sim.result import RunResult
 
@@ -18,6 +18,8 @@ TTFT_COST_MS = 20.0
 were measured at 1,120 prompt tokens on an idle fleet (docs/guides/live-worker.md)."""
 
 SIDE_HEADER = ("Figure", "Simulated", "Live", "Difference", "May differ by", "Within")
+_SHOWN = 4
+"""Columns of it that are shown where the two fleets were free to grow differently."""
 ENFORCED_HEADER = (
     "Budget",
     "From, s",
@@ -139,15 +141,20 @@ def sides(simulated: RunResult, live: RunResult, window_s: float) -> list[Side]:
     ]
 
 
-def side_table(found: Sequence[Side], window_s: float) -> PageTable:
-    """The comparison for the page."""
+def side_table(found: Sequence[Side], window_s: float, *, judged: bool) -> PageTable:
+    """The comparison for the page.
+
+    judged: also say how far apart they may lie; only for fleets whose replicas stay the same,
+    because one that grows a tick earlier serves other requests.
+    """
+    columns = len(SIDE_HEADER) if judged else _SHOWN
     return PageTable(
         title="Live beside simulated",
-        note=f"The same requests, budgets and fleet on real processes and in the simulator, over "
-        f"{window_s:g} s. Latencies are per request and from the client's clock.",
-        header=SIDE_HEADER,
-        rows=[side.cells for side in found],
-        bad=frozenset((row, 5) for row, side in enumerate(found) if not side.near),
+        note=f"The same requests, budgets and first replicas on real processes and in the "
+        f"simulator, over {window_s:g} s. Latencies are per request; live ones are the client's.",
+        header=SIDE_HEADER[:columns],
+        rows=[side.cells[:columns] for side in found],
+        bad=frozenset((row, 5) for row, side in enumerate(found) if judged and not side.near),
     )
 
 
@@ -160,7 +167,7 @@ def enforced_table(measured: Measured) -> PageTable:
         end_s = min(span.end_s, measured.start_s + measured.end_s)
         if end_s <= start_s:
             continue
-        under_s = under_after_s(measured.levels, start_s, end_s, span.usable_w)
+        under_s = measured.levels.under_after_s(start_s, end_s, span.usable_w)
         above_ws = sum(
             max(0.0, watts - span.total_w) * (b - a)
             for a, b, watts in measured.levels.steps(start_s, end_s)
@@ -193,15 +200,6 @@ def enforced_table(measured: Measured) -> PageTable:
         rows=rows,
         bad=frozenset(bad),
     )
-
-
-def under_after_s(levels: Levels, start_s: float, end_s: float, usable_w: float) -> float | None:
-    """From the start of a span until limits are under so many watts for good; None: never."""
-    over_until_s = start_s
-    for _, to_s, watts in levels.steps(start_s, end_s):
-        if watts > usable_w:
-            over_until_s = to_s
-    return None if over_until_s >= end_s else over_until_s - start_s
 
 
 def history_lines(history: History, measured: Measured) -> list[str]:

@@ -139,10 +139,12 @@ class Load:
             task.add_done_callback(lambda done: open_tasks.pop(done, None))
         if open_tasks:
             await asyncio.wait(open_tasks, timeout=max(0.0, self._spec.end_s - self.now()))
-        for task, row in list(open_tasks.items()):
+        late = list(open_tasks.items())
+        for task, row in late:
             task.cancel()
             row.status = UNFINISHED
             self._write(row)
+        await asyncio.gather(*(task for task, _ in late), return_exceptions=True)
 
     def _body(self, prompt: int, output: int) -> bytes:
         document = {

@@ -16,7 +16,7 @@ import yaml
 from wattline.core.errors import InputError, WattlineError
 from wattline.sim.experiment import Experiment
 from wattline.sim.report.html import write_report
-from wattline.sim.report.tables import PageTable
+from wattline.sim.report.tables import PageTable, PageWords
 from wattline.sim.result import Run
 
 _ALWAYS = frozenset({"results.json", "report.html", "scenario.yaml"})
@@ -67,10 +67,10 @@ class RunFolder:
         experiment: Experiment,
         command: str,
         notes: Sequence[str],
-        headline: str | None = None,
+        words: PageWords | None = None,
         tables: Sequence[PageTable] = (),
     ) -> None:
-        """Write figures, report and scenario of finished runs; headline and tables as there."""
+        """Write figures, report and scenario of finished runs; words and tables as there."""
         work = self._work
         assert work is not None
         scenario_yaml = yaml.safe_dump(
@@ -88,7 +88,7 @@ class RunFolder:
             scenario_yaml=scenario_yaml,
             notes=[*experiment.notes, *notes],
             command=command,
-            headline=headline,
+            words=words,
             tables=tables,
         )
 

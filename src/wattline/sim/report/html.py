@@ -17,7 +17,7 @@ from typing import Any
 from wattline import __version__
 from wattline.sim.report import sections, text
 from wattline.sim.report.series import drawn_events, pack_run, points_per_run
-from wattline.sim.report.tables import PageTable
+from wattline.sim.report.tables import PageTable, PageWords
 from wattline.sim.result import Run, RunResult
 
 
@@ -29,7 +29,7 @@ def write_report(
     scenario_yaml: str,
     notes: Sequence[str],
     command: str,
-    headline: str | None = None,
+    words: PageWords | None = None,
     tables: Sequence[PageTable] = (),
 ) -> None:
     """Write the report of `runs` (at least one) to `path`; it appears whole or not at all.
@@ -43,7 +43,7 @@ def write_report(
         scenario_yaml=scenario_yaml,
         notes=notes,
         command=command,
-        headline=headline,
+        words=words,
         tables=tables,
     )
     target = Path(path)
@@ -65,12 +65,12 @@ def render_report(
     scenario_yaml: str,
     notes: Sequence[str],
     command: str,
-    headline: str | None = None,
+    words: PageWords | None = None,
     tables: Sequence[PageTable] = (),
 ) -> str:
     """Build the whole page as one string; ValueError if there are no runs.
 
-    `headline` replaces the sentence on which policy answered best; `tables` stand before the plots.
+    `words` replace the sentences on which policy answered best; `tables` stand before the plots.
     """
     if not runs:
         raise ValueError("a report needs at least one run")
@@ -89,13 +89,13 @@ def render_report(
         library=library,
         library_licence=_asset("vendor/uplot/LICENSE"),
         script=script,
-        subtitle=escape(sections.subtitle(runs)),
-        headline=escape(sections.headline(runs) if headline is None else headline),
+        subtitle=escape(sections.subtitle(runs) if words is None else words.subtitle),
+        headline=escape(sections.headline(runs) if words is None else words.headline),
         lead=escape(sections.run_label(results[lead], results)),
         tiles=sections.tile_list(
             sections.tiles(runs[lead], None if reference is None else results[reference]), "tiles"
         ),
-        figures=_figures(results) if headline is None else "",
+        figures=_figures(results) if words is None else "",
         tables="".join(table.html() for table in tables),
         table=sections.table(results),
         definitions=sections.definitions(),

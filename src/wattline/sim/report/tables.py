@@ -1,10 +1,18 @@
-"""A small table that a page shows beside the figures of its runs."""
+"""What a page can be given besides its runs: small tables, and words of its own at the top."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageWords:
+    """Replaces the sentences that compare policies, on a page whose runs are none."""
+
+    subtitle: str
+    headline: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
