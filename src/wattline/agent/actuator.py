@@ -60,7 +60,8 @@ class Actuator:
         self._now = now
         self._serial = BRAKE_SERIAL
         self._records = Records(state.gpus)
-        self._early_brakes: list[Written] = []
+        self._early: list[Written | Readings] = []
+        """Of a brake whose news is still under way: it must not pass for what was found."""
         self._targets: dict[str, float] = {}
         self.node: Node[str] = Node(
             {},
@@ -99,6 +100,9 @@ class Actuator:
 
     def on_readings(self, readings: Readings) -> None:
         """Take in one pass over a GPU."""
+        if readings.brakes > self.brakes:
+            self._early.append(readings)
+            return
         entry = self.entries[readings.uuid]
         if readings.error is not None or readings.enforced_w is None:
             self._fault(entry, readings)
@@ -309,7 +313,7 @@ class Actuator:
         """Take in what came of an order or of a brake."""
         entry = self.entries[written.uuid]
         if written.braking and written.order.brakes > self.brakes:
-            self._early_brakes.append(written)  # the news of that brake is still under way
+            self._early.append(written)
             return
         if written.order.watts is not None:
             self._limit_written(entry, written)
@@ -381,9 +385,12 @@ class Actuator:
             entry.clock.recall()
             entry.write = Write(BRAKE_SERIAL, target_w)
             self.node.begin_write(entry.uuid, target_w, now_s)
-        early, self._early_brakes = self._early_brakes, []
-        for written in early:
-            self.on_written(written)
+        early, self._early = self._early, []
+        for event in early:
+            if isinstance(event, Readings):
+                self.on_readings(event)
+            else:
+                self.on_written(event)
 
     def _aim_brake(self) -> None:
         """Tell the switch where a brake must take each GPU from now on; never upwards."""

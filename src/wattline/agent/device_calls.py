@@ -59,11 +59,13 @@ class Facts:
 class Readings:
     """One pass over a GPU. error: its limit could not be read, and nothing else is meant.
 
-    `facts` is None unless they were asked for. missing: quantities whose reading failed, and how.
+    brakes: how many brakes of this GPU came before it. `facts` is None unless they were asked for.
+    missing: quantities whose reading failed, and how.
     """
 
     uuid: str
     read_s: float
+    brakes: int = 0
     enforced_w: float | None = None
     requested_w: float | None = None
     draw_w: float | None = None
@@ -105,18 +107,19 @@ def carry_out(
 
 
 def take_readings(
-    device: GpuDevice, uuid: str, *, facts: bool, now: Callable[[], float]
+    device: GpuDevice, uuid: str, *, facts: bool, brakes: int, now: Callable[[], float]
 ) -> Readings:
     """One pass over what a GPU says; with `facts`, over what changes seldom too."""
     errors: list[GpuError] = []
     enforced_w = _call(lambda: _plausible(device.enforced_w()), errors)
     read_s = now()
     if enforced_w is None:
-        return Readings(uuid=uuid, read_s=read_s, error=_first(errors))
+        return Readings(uuid=uuid, read_s=read_s, brakes=brakes, error=_first(errors))
     missing: list[GpuError] = []
     return Readings(
         uuid=uuid,
         read_s=read_s,
+        brakes=brakes,
         enforced_w=enforced_w,
         requested_w=_call(device.requested_w, missing),
         draw_w=_call(device.draw_w, missing),

@@ -105,6 +105,6 @@ class Lane:
             if self._order is not None:
                 order, self._order = self._order, None
                 return lambda: carry_out(device, uuid, order, braking=False, now=now)
-            facts = self._read_facts
+            facts, brakes = self._read_facts, self._brakes
             self._read = self._read_facts = False
-            return lambda: take_readings(device, uuid, facts=facts, now=now)
+            return lambda: take_readings(device, uuid, facts=facts, brakes=brakes, now=now)

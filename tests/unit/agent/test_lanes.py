@@ -186,7 +186,7 @@ def test_a_clock_that_cannot_be_set_does_not_stop_the_limit() -> None:
 def test_a_quantity_that_fails_is_named_and_the_others_are_read() -> None:
     node, gpu = device()
     node.fail(node.gpus[0].uuid, GpuFault.UNKNOWN, "draw_w")
-    readings = take_readings(gpu, "GPU-a", facts=True, now=time.monotonic)
+    readings = take_readings(gpu, "GPU-a", facts=True, brakes=0, now=time.monotonic)
     assert readings.draw_w is None
     assert readings.enforced_w == 700.0
     assert len(readings.missing) == 1
@@ -198,7 +198,7 @@ def test_a_limit_that_cannot_be_is_an_error() -> None:
         def __getattr__(self, name: str) -> Callable[..., float]:
             return lambda *_: float("nan")
 
-    readings = take_readings(Wild(), "GPU-a", facts=False, now=time.monotonic)  # type: ignore[arg-type]
+    readings = take_readings(Wild(), "GPU-a", facts=False, brakes=0, now=time.monotonic)  # type: ignore[arg-type]
     assert readings.error is not None
     assert readings.enforced_w is None
 
@@ -214,7 +214,7 @@ def test_a_bug_in_a_driver_costs_one_reading_only() -> None:
         def enforced_w(self) -> float:
             return 400.0
 
-    readings = take_readings(Broken(), "GPU-a", facts=False, now=time.monotonic)  # type: ignore[arg-type]
+    readings = take_readings(Broken(), "GPU-a", facts=False, brakes=0, now=time.monotonic)  # type: ignore[arg-type]
     assert readings.enforced_w == 400.0
     assert len(readings.missing) == 5
 
