@@ -33,7 +33,9 @@ def main() -> int:
         os.nice(NICE)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    answer_to, sys.stdout = sys.stdout, sys.stderr
+    # What libraries print, in Python or below it, must not get into the answer.
+    answer_to = os.dup(1)
+    os.dup2(2, 1)
     document = json.load(sys.stdin)
     answer: dict[str, Any]
     try:
@@ -44,8 +46,8 @@ def main() -> int:
     else:
         tables = [_answered(api, memory, request) for request in document["requests"]]
         answer = {"package": _package(), "tables": tables}
-    json.dump(answer, answer_to)
-    answer_to.flush()
+    with os.fdopen(answer_to, "w", encoding="utf-8") as out:
+        json.dump(answer, out)
     return 0
 
 
