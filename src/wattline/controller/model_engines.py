@@ -68,6 +68,10 @@ class Found:
     backend_version: str
 
 
+class Infeasible(SweepFailed):
+    """Engines that could be built and cannot meet the targets."""
+
+
 def members_of(
     spec: DeploymentSpec,
     deployment: Deployment,
@@ -190,8 +194,10 @@ def judged(
             work = ForwardPass(decode_batch=1, decode_kv_tokens=context)
             itl_s = _least(itl_s, engine.cost(work, full).duration_s)
     rate = fleet_capacity_rps(part, found.engines, [mix])[0]
-    if rate <= 0.0:
-        return SweepFailed("no replica meets the targets at its largest limit")
+    missed = (ttft_s or 0.0) > deployment.slo.ttft_s or (itl_s or 0.0) > deployment.slo.itl_s
+    if rate <= 0.0 and not missed:
+        # A latency that is missed by itself is said with its number by whoever judges.
+        return Infeasible("no replica meets the targets at its largest limit, margins included")
     return Swept(
         config=found,
         ttft_s=ttft_s,

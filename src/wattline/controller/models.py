@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 
 from wattline.controller.model_engines import (
     Found,
+    Infeasible,
     Member,
     found_of,
     judged,
@@ -93,7 +94,7 @@ class ModelsView:
 
 @dataclass(slots=True, kw_only=True)
 class _Entry:
-    """A predicted deployment. known: the outcome that `memory.config` came with was of it."""
+    """A predicted deployment and what is remembered of its sweeps."""
 
     index: int
     deployment: Deployment
@@ -110,7 +111,7 @@ Outcome = Swept[Found] | SweepFailed
 class ModelDesk:
     """Engines of a fleet. Used from the loop; `command` and `view` from anywhere.
 
-    aic: None for a configuration without predictions. predictor: for tests.
+    predictor: None: the one that the configuration names, if it names one.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class ModelDesk:
             entry.clamped_prefill += outcome.config.prefill.clamped
             entry.clamped_decode += outcome.config.decode.clamped
         if after.disabled is not None and memory.disabled is None:
-            infeasible = isinstance(outcome, Swept)
+            infeasible = isinstance(outcome, Swept | Infeasible)
             if memory.config is not None:
                 entry.disabled_reason = "consecutive_failures"
             else:

@@ -123,27 +123,25 @@ class Aic:
 
     def __init__(self, *, python: Path | None, limit_s: float, cache: Path | None) -> None:
         self._python = sys.executable if python is None else str(python)
+        self._beside = python
         self._limit_s = limit_s
-        version = installed(python)
-        if version is None or cache is None:
-            # Nothing is kept of a library whose version is not known: a later one may differ.
-            self._cache = None
-        else:
-            self._cache = TableCache(cache, version)
+        self._folder = cache
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
     def cached(self, requests: Sequence[Request]) -> list[Table] | None:
         """The tables, if the cache holds all of them."""
-        found = [self._kept(request) for request in requests]
+        cache = self._cache()
+        found = [_kept(cache, request) for request in requests]
         return None if None in found else [table for table in found if table is not None]
 
     def sweep(self, requests: Sequence[Request]) -> list[Table]:
         """A table per request, from the cache where it has them; AicError on the first without."""
+        cache = self._cache()
         found: dict[Request, Table] = {}
         for request in requests:
-            kept = self._kept(request)
+            kept = _kept(cache, request)
             if kept is not None:
                 found[request] = kept
         asked = [request for request in dict.fromkeys(requests) if request not in found]
@@ -151,8 +149,8 @@ class Aic:
             answer = self._ask(asked)
             for request, table in zip(asked, _tables(answer, len(asked)), strict=True):
                 found[request] = table
-                if self._cache is not None:
-                    self._cache.put(_key(request), _document(table))
+                if cache is not None:
+                    cache.put(_key(request), _document(table))
         return [found[request] for request in requests]
 
     def close(self) -> None:
@@ -162,17 +160,15 @@ class Aic:
             if self._process is not None:
                 _kill(self._process)
 
-    def _kept(self, request: Request) -> Table | None:
-        if self._cache is None:
+    def _cache(self) -> TableCache | None:
+        """What is kept of the library as it is installed now.
+
+        None without a folder, and for a library whose version is not known: a later one may differ.
+        """
+        if self._folder is None:
             return None
-        document = self._cache.get(_key(request))
-        if document is None:
-            return None
-        try:
-            return table_of(document.get("package"), document)
-        except AicError as error:
-            self._cache.set_aside(_key(request), str(error))
-            return None
+        version = installed(self._beside)
+        return None if version is None else TableCache(self._folder, version)
 
     def _ask(self, requests: list[Request]) -> Any:
         text = json.dumps({"requests": [asdict(request) for request in requests]}).encode()
@@ -264,6 +260,17 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _key(request: Request) -> dict[str, Any]:
     return {"schema": SCHEMA, **asdict(request)}
+
+
+def _kept(cache: TableCache | None, request: Request) -> Table | None:
+    document = None if cache is None else cache.get(_key(request))
+    if cache is None or document is None:
+        return None
+    try:
+        return table_of(document.get("package"), document)
+    except AicError as error:
+        cache.set_aside(_key(request), str(error))
+        return None
 
 
 def _document(table: Table) -> dict[str, Any]:
