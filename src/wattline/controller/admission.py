@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from wattline.controller.gather import Failure, Gatherer
-from wattline.core.decision import Admission
+from wattline.core.decision import Admission, Decision
 from wattline.drivers.dynamo.thresholds import FrontendResult
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,12 @@ class AdmissionDesk:
             )
             for frontends, sender in groups
         ]
+
+    def untold(self, decision: Decision | None) -> int:
+        """Deployments whose threshold in prompt tokens the decision could not tell."""
+        if decision is None or self.mode == "off":
+            return 0
+        return sum(each.active_prefill_tokens is None for each in decision.admission)
 
     def update(
         self, wanted: Sequence[Admission], now_s: float, gatherer: Gatherer, *, may_send: bool

@@ -212,6 +212,8 @@ class Controller:
             missing=missing,
             refused=tuple(sorted(self._refused.items())),
             admission_partial_failures=parts.admission.partial_failures,
+            prefill_thresholds_untold=self._counters.prefill_thresholds_untold
+            + parts.admission.untold(decision),
         )
         self.view = self._view(began_s, in_force, snapshot, decision, carried)
         return self.view
@@ -427,5 +429,6 @@ class Controller:
             reload=self._reload,
             counters=self._counters,
             models=parts.models.view,
+            batch_tokens=parts.site.batch_tokens,
             history=None if parts.history is None else parts.history.view(snapshot.time_s),
         )

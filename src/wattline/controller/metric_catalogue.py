@@ -1,13 +1,14 @@
 """Every metric of the controller, once: the collector, the reference page and its test read this.
 
-The first part keeps names of Dynamo's power feature: `dynamo_planner_power_*` as Dynamo's planner
-1.6.1 exports them, `dynamo_planner_admission_*` as that feature's design names them (NVIDIA Dynamo,
-power-aware planner proposal). They say the same here.
+The first part keeps the names of Dynamo's power feature, with its labels: `dynamo_planner_power_*`
+as Dynamo's planner 1.6.1 exports them; `dynamo_planner_admission_*` and `dynamo_aic_*` as the
+feature's design lists them (NVIDIA Dynamo, power-aware planner, names registry). They say the same
+here, but for what `differs` says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -20,12 +21,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric as it is exposed; `text` is its help line."""
+    """One metric as it is exposed; `text` is its help line.
+
+    differs: of a name that others have as well, what it is here and not there.
+    """
 
     name: str
     kind: Kind
     text: str
     labels: tuple[str, ...] = ()
+    differs: str = ""
 
 
 def _gauge(name: str, text: str, *labels: str) -> Metric:
@@ -36,44 +41,136 @@ def _counter(name: str, text: str, *labels: str) -> Metric:
     return Metric(name, Kind.COUNTER, text, labels)
 
 
+def _but(metric: Metric, differs: str) -> Metric:
+    return replace(metric, differs=differs)
+
+
+POWER = "dynamo_planner_power_"
+ADMISSION = "dynamo_planner_admission_"
+AIC = "dynamo_aic_"
 _P = "wattline_controller_"
 
-CATALOGUE = (
-    _gauge("dynamo_planner_power_budget_total_watts", "Budget."),
-    _gauge("dynamo_planner_power_projected_watts", "Booked watts: the most that may be drawn."),
-    _gauge("dynamo_planner_power_budget_utilization", "Projected watts over the budget."),
-    _gauge(
-        "dynamo_planner_admission_implied_theta_decode",
-        "Share of a worker's cache blocks above which it is busy, as decided.",
-        "deployment",
+_PER_DEPLOYMENT = "Has the labels `deployment` and `frontend`: there may be several."
+_WORST = "The largest over deployments; each is in `wattline_controller_calibration_factor`."
+
+DYNAMO = (
+    _gauge(POWER + "budget_total_watts", "Budget."),
+    _but(
+        _gauge(POWER + "projected_watts", "Booked watts: the most that may be drawn."),
+        "Booked watts by enforced limits, grants under way and settling included; there, requested "
+        "caps times replicas that are ready.",
     ),
-    _gauge(
-        "dynamo_planner_admission_implied_theta_prefill_frac",
-        "Prompt tokens over the largest batch above which a worker is busy, as decided.",
-        "deployment",
+    _but(
+        _gauge(POWER + "budget_utilization", "Projected watts over the budget."),
+        "As the projected watts.",
     ),
-    _gauge(
-        "dynamo_planner_admission_set_theta_decode",
-        "The same as a frontend has it.",
-        "deployment",
-        "frontend",
+    _but(
+        _gauge(
+            ADMISSION + "implied_theta_decode",
+            "Share of a worker's cache blocks above which it is busy, as decided.",
+            "deployment",
+        ),
+        "From the time that a step takes at the cap in force; there, concurrency times context "
+        "over the cache. Has the label `deployment`.",
     ),
-    _gauge(
-        "dynamo_planner_admission_set_theta_prefill_frac",
-        "The same as a frontend has it.",
-        "deployment",
-        "frontend",
+    _but(
+        _gauge(
+            ADMISSION + "implied_theta_prefill_frac",
+            "Prompt tokens over the largest batch above which a worker is busy, as decided.",
+            "deployment",
+        ),
+        "The threshold in tokens, which is what is decided and sent, over the engine's largest "
+        "batch; may be above 1. Has the label `deployment`.",
     ),
-    _gauge(
-        "dynamo_planner_admission_set_theta_prefill_abs",
-        "Prompt tokens above which a worker is busy, as a frontend has it.",
-        "deployment",
-        "frontend",
+    _but(
+        _gauge(
+            ADMISSION + "set_theta_decode",
+            "The same as a frontend has it.",
+            "deployment",
+            "frontend",
+        ),
+        _PER_DEPLOYMENT,
+    ),
+    _but(
+        _gauge(
+            ADMISSION + "set_theta_prefill_frac",
+            "The same as a frontend has it.",
+            "deployment",
+            "frontend",
+        ),
+        _PER_DEPLOYMENT + " Absent as long as nobody sets it: the threshold is sent in tokens.",
+    ),
+    _but(
+        _gauge(
+            ADMISSION + "set_theta_prefill_abs",
+            "Prompt tokens above which a worker is busy, as a frontend has it.",
+            "deployment",
+            "frontend",
+        ),
+        _PER_DEPLOYMENT,
+    ),
+    _but(
+        _counter(
+            ADMISSION + "partial_success_total",
+            "Times that some, but not all, frontends of a deployment took their thresholds.",
+        ),
+        "Counts rounds; the published draft counts failed frontends.",
+    ),
+    _but(
+        _counter(
+            ADMISSION + "max_batched_tokens_unavailable_total",
+            "Ticks in which a deployment's threshold in prompt tokens could not be told.",
+        ),
+        "No worker's card is needed: the engine's largest batch is in the configuration. Counts "
+        "deployments without a prefill worker that serves, per tick.",
+    ),
+    _but(
+        _gauge(AIC + "c_ttft", "Correction factor of the time to the first token."),
+        _WORST + " Of calibration, whatever the models come from.",
+    ),
+    _but(_gauge(AIC + "c_itl", "Correction factor of the time between tokens."), _WORST),
+    _but(
+        _gauge(AIC + "c_power", "Correction factor of a GPU's draw.", "component"),
+        _WORST + " Never changes what is booked.",
     ),
     _counter(
-        "dynamo_planner_admission_partial_success_total",
-        "Times that some, but not all, frontends of a deployment took their thresholds.",
+        AIC + "correction_pegged_total",
+        "Windows after which a correction factor stood at a bound (0.5 or 2).",
+        "coefficient",
     ),
+    _but(
+        _gauge(AIC + "consecutive_failures", "Sweeps that failed in a row."),
+        "The largest over deployments.",
+    ),
+    _counter(AIC + "optimizer_exceptions_total", "Sweeps that failed."),
+    _but(
+        _gauge(
+            AIC + "optimizer_disabled_reason",
+            "1 for why sweeps of some deployment are switched off, 0 for other reasons.",
+            "reason",
+        ),
+        "Two reasons more: `consecutive_failures` and `operator`.",
+    ),
+    _counter(
+        AIC + "throughput_regression_total",
+        "Sweeps that found a lower throughput than the one before; taken all the same.",
+    ),
+    _but(
+        _counter(
+            AIC + "power_w_clamped_total",
+            "Sweeps whose watts of a side were not credible.",
+            "side",
+        ),
+        "The draft calls it `aic_power_w_clamped_total` and does not register it.",
+    ),
+)
+
+NOT_EXPORTED = {
+    AIC + "advisory_alternative_tp_speedup": "nothing sweeps other tensor-parallel sizes",
+}
+"""Names of the feature that nothing stands behind here."""
+
+OWN = (
     _gauge(_P + "advisory", "1 while nothing is written anywhere."),
     _gauge(_P + "budget_watts", "Budget."),
     _gauge(_P + "budget_version", "Version of the budget."),
@@ -112,4 +209,41 @@ CATALOGUE = (
     _counter(_P + "replica_drains_total", "Replicas asked to end."),
     _counter(_P + "replica_failures_total", "Starts and drains that failed."),
     _counter(_P + "reloads_refused_total", "Configurations that were not taken."),
+    _gauge(
+        _P + "calibration_factor",
+        "Correction factor as followed (0.5 to 2).",
+        "deployment",
+        "role",
+        "kind",
+    ),
+    _gauge(
+        _P + "calibration_factor_in_force",
+        "The same as it is applied: 1 or more, it only tightens.",
+        "deployment",
+        "role",
+        "kind",
+    ),
+    _counter(
+        _P + "calibration_windows_total",
+        "Windows from which a role's factors have learned.",
+        "deployment",
+        "role",
+    ),
+    _counter(_P + "drifts_total", "Times that the models had drifted.", "deployment"),
+    _gauge(_P + "drift_violations", "Violating windows in a row.", "deployment"),
+    _gauge(_P + "models_sweeping", "1 while a deployment's models are asked for.", "deployment"),
+    _counter(_P + "models_sweeps_total", "Sweeps that gave an answer.", "deployment"),
+    _gauge(_P + "models_age_seconds", "Age of the newest answer of a sweep.", "deployment"),
+    _gauge(_P + "demand_age_seconds", "Age of the newest counts of demand.", "deployment"),
+    _gauge(
+        _P + "demand_source",
+        "1 for where demand comes from: frontends or prometheus.",
+        "deployment",
+        "source",
+    ),
+    _gauge(_P + "draw_gpus", "GPUs whose draw is known, by who measured it.", "source"),
+    _gauge(_P + "prometheus_up", "1 while Prometheus answers."),
+    _gauge(_P + "prometheus_age_seconds", "Age of the newest batch of answers of Prometheus."),
 )
+
+CATALOGUE = (*DYNAMO, *OWN)

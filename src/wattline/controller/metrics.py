@@ -10,17 +10,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from wattline.controller.metric_catalogue import CATALOGUE, Kind, Metric
+from wattline.controller.metric_catalogue import ADMISSION, CATALOGUE, POWER, Kind, Metric
+from wattline.controller.metrics_models import (
+    Sample,
+    calibration_samples,
+    model_samples,
+    source_samples,
+)
 from wattline.controller.view import TickView
 from wattline.core.fleet import Fleet
 from wattline.core.snapshot import GpuTable
 from wattline.recording.orders import OrderKind
 
-Sample = tuple[str, Sequence[str], float | None]
-"""Name, values of the labels, value; None: not known now, hence not shown."""
-
 _P = "wattline_controller_"
-_ADMISSION = "dynamo_planner_admission_"
 
 
 class ControllerCollector(Collector):
@@ -45,6 +47,9 @@ class ControllerCollector(Collector):
             _per_pool(view, self._fleet),
             _per_deployment(view, self._fleet),
             _nodes(view),
+            calibration_samples(view, self._fleet),
+            model_samples(view),
+            source_samples(view, self._fleet),
             _counters(view),
         ):
             if value is not None:
@@ -69,9 +74,9 @@ def _family(metric: Metric) -> GaugeMetricFamily | CounterMetricFamily:
 def _fleet_wide(view: TickView) -> Iterator[Sample]:
     budget = view.budget.budget
     booked_w = sum(view.caps.booked_w)
-    yield "dynamo_planner_power_budget_total_watts", (), budget.total_w
-    yield "dynamo_planner_power_projected_watts", (), booked_w
-    yield "dynamo_planner_power_budget_utilization", (), booked_w / budget.total_w
+    yield POWER + "budget_total_watts", (), budget.total_w
+    yield POWER + "projected_watts", (), booked_w
+    yield POWER + "budget_utilization", (), booked_w / budget.total_w
     yield _P + "advisory", (), float(view.advisory)
     yield _P + "budget_watts", (), budget.total_w
     yield _P + "budget_version", (), float(budget.version)
@@ -133,9 +138,12 @@ def _per_deployment(view: TickView, fleet: Fleet) -> Iterator[Sample]:
             wanted = view.decision.admission[index]
             label = (name,)
             if view.admission_mode != "off":
-                decode, prefill = wanted.active_decode_blocks, wanted.active_prefill_tokens_frac
-                yield _ADMISSION + "implied_theta_decode", label, decode
-                yield _ADMISSION + "implied_theta_prefill_frac", label, prefill
+                decode, share = wanted.active_decode_blocks, wanted.active_prefill_tokens_frac
+                tokens, batch = wanted.active_prefill_tokens, view.batch_tokens[index]
+                if share is None and tokens is not None and batch is not None:
+                    share = tokens / batch
+                yield ADMISSION + "implied_theta_decode", label, decode
+                yield ADMISSION + "implied_theta_prefill_frac", label, share
                 yield _P + "admission_prefill_tokens", label, wanted.active_prefill_tokens
             if facts is not None:
                 entry = facts.deployments[index]
@@ -147,9 +155,9 @@ def _per_deployment(view: TickView, fleet: Fleet) -> Iterator[Sample]:
         yield _P + "frontend_failing", (frontend.url,), float(frontend.why is not None)
         held = frontend.held
         if held is not None:
-            yield _ADMISSION + "set_theta_decode", both, held.active_decode_blocks
-            yield _ADMISSION + "set_theta_prefill_frac", both, held.active_prefill_tokens_frac
-            yield _ADMISSION + "set_theta_prefill_abs", both, held.active_prefill_tokens
+            yield ADMISSION + "set_theta_decode", both, held.active_decode_blocks
+            yield ADMISSION + "set_theta_prefill_frac", both, held.active_prefill_tokens_frac
+            yield ADMISSION + "set_theta_prefill_abs", both, held.active_prefill_tokens
 
 
 def _nodes(view: TickView) -> Iterator[Sample]:
@@ -161,8 +169,10 @@ def _nodes(view: TickView) -> Iterator[Sample]:
 
 def _counters(view: TickView) -> Iterator[Sample]:
     counters = view.counters
-    partial = _ADMISSION + "partial_success_total"
+    partial = ADMISSION + "partial_success_total"
     yield partial, (), float(counters.admission_partial_failures)
+    untold = ADMISSION + "max_batched_tokens_unavailable_total"
+    yield untold, (), float(counters.prefill_thresholds_untold)
     yield _P + "recording_lost_ticks_total", (), float(view.recorder.lost_ticks)
     yield _P + "ticks_total", (), float(counters.ticks)
     yield _P + "failed_ticks_total", (), float(counters.failed_ticks)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import BaseModel
 
 from wattline.catalog import fleet_spec
@@ -16,7 +18,7 @@ from wattline.controller import (
     outside_settings,
     settings,
 )
-from wattline.controller.metric_catalogue import CATALOGUE
+from wattline.controller.metric_catalogue import CATALOGUE, DYNAMO, NOT_EXPORTED
 
 _INTRO = """# Controller reference
 
@@ -46,6 +48,27 @@ they are refused. Where `listen` is not loopback, reading needs the token too, b
 probes.
 A command answers 200 with `{"done": ...}`, 400 for what cannot be, 507 when it cannot be kept on
 disk; then it is not in force.
+"""
+
+_METRICS = """
+## Metrics
+
+What is not known is not on the page; nothing is 0 for want of a value. The names of Dynamo's power
+feature keep their labels and their meaning, but for what stands in the table after this one.
+
+| name | type | labels | meaning |
+|---|---|---|---|
+"""
+
+_DIFFERENCES = """
+### What is different on purpose
+
+Of the names that Dynamo's power feature has as well. Its code puts `dynamo_planner_aic_c_` before
+the correction factors where its registry of names has `dynamo_aic_c_`; here they are as in the
+registry. `dynamo_power_agent_*` are the agent's: docs/reference/agent-metrics.md.
+
+| name | here |
+|---|---|
 """
 
 _SETTINGS: tuple[tuple[str, tuple[type[BaseModel], ...]], ...] = (
@@ -96,11 +119,21 @@ def reference() -> str:
         parts.extend(table(model) for model in models)
     parts.append(_HTTP)
     parts.extend(table(model) for model in _COMMANDS)
-    parts.append("\n## Metrics\n\n| name | type | labels | meaning |\n|---|---|---|---|\n")
+    parts.extend(_metrics())
+    return "".join(parts)
+
+
+def _metrics() -> Iterator[str]:
+    yield _METRICS
     for metric in CATALOGUE:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        parts.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |\n")
-    return "".join(parts)
+        yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |\n"
+    yield _DIFFERENCES
+    for metric in DYNAMO:
+        if metric.differs:
+            yield f"| `{metric.name}` | {metric.differs} |\n"
+    for name, why in NOT_EXPORTED.items():
+        yield f"| `{name}` | Not exported: {why}. |\n"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from wattline.catalog.fleet_spec import to_engines, to_fleet
 from wattline.controller.settings import ControllerSettings
 from wattline.core.errors import InputError
-from wattline.core.fleet import Fleet, GpuProduct
+from wattline.core.fleet import Fleet, GpuProduct, Role
 from wattline.core.mix import Mix
 from wattline.core.settings import Settings
 
@@ -35,6 +35,22 @@ class Site:
     def gpus_at(self) -> tuple[tuple[str, int], ...]:
         """Name and node of every GPU."""
         return tuple(zip(self.uuid, self.node, strict=True))
+
+    @property
+    def batch_tokens(self) -> tuple[int | None, ...]:
+        """Per deployment: the smallest of its prefill workers' largest batches."""
+        pools = list(zip(self.fleet.pools, self.settings.engines, strict=True))
+        return tuple(
+            min(
+                (
+                    engine.max_batched_tokens
+                    for pool, engine in pools
+                    if pool.deployment == deployment.name and pool.role is not Role.DECODE
+                ),
+                default=None,
+            )
+            for deployment in self.fleet.deployments
+        )
 
     def product(self, gpu: int) -> GpuProduct:
         """The product of GPU number `gpu`."""

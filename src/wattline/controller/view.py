@@ -39,6 +39,7 @@ class Counters:
     drains: int = 0
     replica_failures: int = 0
     admission_partial_failures: int = 0
+    prefill_thresholds_untold: int = 0
     reloads_refused: int = 0
 
 
@@ -67,3 +68,4 @@ class TickView:
     counters: Counters
     models: ModelsView
     history: HistoryView | None = None
+    batch_tokens: tuple[int | None, ...] = ()
