@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-node test control-plane dynamo lint format lock clean
+.PHONY: help demo demo-node demo-live test control-plane dynamo lint format lock clean
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: $(VENV)/.core ## Simulate the embedded default and write a report
 
 demo-node: $(VENV)/.agent ## A virtual 8-GPU node, its agent, a budget cut and a brake, live
 	$(BIN)/wattline demo-node
+
+demo-live: $(READY) ## Dynamo's frontend and workers on virtual GPUs under a budget, live
+	$(BIN)/wattline demo-live
 
 test: $(READY) control-plane dynamo ## Run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -rs

@@ -60,6 +60,11 @@ COMMANDS = {
     "demo-node": Entry(
         "wattline.cli.demo_node:demo_node", "A virtual 8-GPU node under a budget, live.", "agent"
     ),
+    "demo-live": Entry(
+        "wattline.cli.demo_live:demo_live",
+        "A live Dynamo deployment under a budget, and a cut.",
+        "controller",
+    ),
     "virtual-node": Entry(
         "wattline.cli.virtual_node:virtual_node", "GPUs and a kubelet without hardware.", "agent"
     ),
@@ -102,6 +107,7 @@ def cli() -> None:
       wattline simulate demo --out out/run     one run, recorded
       wattline explain out/run                 why it did what it did
       wattline demo-node                       a virtual GPU node, its agent, a cut and a brake
+      wattline demo-live                       Dynamo's frontend and workers under a budget, live
     """  # noqa: D301  # click wants the backspace itself
 
 
