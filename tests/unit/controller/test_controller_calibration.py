@@ -13,6 +13,7 @@ from controller_world import World
 
 from wattline.controller.state_page import state_page
 from wattline.core.calibration.state import DeploymentCalibration, RoleCalibration
+from wattline.core.decision import ReasonCode
 from wattline.core.errors import InputError
 from wattline.core.fleet import Role
 from wattline.drivers.dynamo.sources import DemandReading
@@ -92,19 +93,23 @@ def test_a_slow_fleet_is_corrected_shown_explained_and_replayed(world: SlowFleet
     assert outcome.decisions == 70
 
 
-def test_drift_is_a_reason_once_in_five_minutes(world: SlowFleet) -> None:
+def test_drift_is_a_reason_of_one_tick(tmp_path: Path) -> None:
+    world = SlowFleet(tmp_path, calibration={"drift_interval_s": 40.0, "window_s": 5.0})
     world.itl_s = 0.05
-    codes = []
-    for _ in range(400):
+    world.start()
+    drifts = []
+    for tick in range(120):
         world.run(1)
         view = world.assembly.controller.view
         assert view is not None
         assert view.decision is not None
-        codes.append({str(reason.code) for reason in view.decision.reasons})
-    drifts = [tick for tick, found in enumerate(codes) if "model_drift" in found]
-    assert world.calibration.drift.fired == 1
-    assert len(drifts) == 1
-    assert drifts[0] >= 300
+        if any(reason.code is ReasonCode.MODEL_DRIFT for reason in view.decision.reasons):
+            drifts.append(tick)
+    world.stop()
+    assert world.calibration.drift.fired == len(drifts) == 2
+    assert drifts[0] >= 40 + 10
+    assert drifts[1] - drifts[0] >= 40 + 10
+    assert replay(Recording(world.settings.recording_folder)).difference is None
 
 
 def test_a_reload_switches_it_off_and_on(world: SlowFleet) -> None:
