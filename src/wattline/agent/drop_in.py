@@ -62,6 +62,10 @@ class AnnotatedLimits:
         )
         held = self._actuator.node.operator_hold  # by a person, or while braked: no raise
         pinned = entry.record.pinned_w is not None
+        unresolved = () if seen.joined is None else seen.joined.unresolved
+        if unresolved and self._would_release(entry, decision):
+            note = f"not given back while a device cannot be told: {unresolved[0]}"
+            decision = Decision(action=Action.KEEP, reason=Reason.FROZEN, note=note)
         if entry.orphan and not (held or pinned or decision.reason is Reason.FROZEN):
             decision = self._orphan(entry, decision)
         if decision.reason is Reason.KEPT and entry.releasing:
@@ -76,6 +80,12 @@ class AnnotatedLimits:
                 self._enforce(entry, decision.watts)
         elif decision.action is Action.RELEASE and not (held or pinned or entry.releasing):
             self.release(entry)
+
+    @staticmethod
+    def _would_release(entry: GpuEntry, decision: Decision) -> bool:
+        """Whether this is taken to mean that nobody with an annotation is on the GPU."""
+        nobody = entry.orphan and decision.reason is Reason.KEPT
+        return nobody or decision.action is Action.RELEASE
 
     def _orphan(self, entry: GpuEntry, decision: Decision) -> Decision:
         """A limit that no pod is known to stand behind, at the first look that tells of pods."""
@@ -114,6 +124,7 @@ class AnnotatedLimits:
         if original_w is None or not self.grant(entry, original_w):
             entry.remark = "its original limit cannot be given back"
             return False
+        entry.remark = None
         self._actuator.release(entry)
         return True
 

@@ -204,9 +204,11 @@ def markdown() -> str:
         "",
         "`GET /metrics` on the agent's `listen` address. Every series is read from one snapshot of"
         " the node; a",
-        "quantity that is not known has no series, and the series of a GPU end with the GPU. `gpu`"
-        " is the UUID,",
-        "except in the names that are kept from Dynamo's Power Agent, where it is the index.",
+        "quantity that is not known has no series, and of a GPU that is gone only"
+        " `wattline_agent_gpu_info`",
+        "and `wattline_agent_gpu_faulty` remain. `gpu` is the UUID, except in the names that are"
+        " kept from",
+        "Dynamo's Power Agent, where it is the index.",
     ]
     for title, note, metrics in (
         (

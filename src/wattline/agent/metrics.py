@@ -46,7 +46,7 @@ _LIMITS = {
 
 
 class AgentCollector(Collector):
-    """Turns the last snapshot into metrics at each scrape. A GPU that is gone has no series.
+    """Turns the last snapshot into metrics at each scrape. A GPU that is gone is named as faulty.
 
     `read` gives the last snapshot, None before the first; `now` the monotonic clock it was made by.
     """
@@ -140,6 +140,9 @@ def _node(snapshot: AgentSnapshot, now_s: float) -> Iterator[Sample]:
 
 def _gpu(gpu: GpuView, snapshot_age_s: float) -> Iterator[Sample]:
     yield "wattline_agent_gpu_info", (gpu.uuid, str(gpu.index), gpu.product), 1.0
+    if not gpu.present:
+        yield "wattline_agent_gpu_faulty", (gpu.uuid,), 1.0
+        return
     applied_w = gpu.enforced_w if gpu.requested_w is None else gpu.requested_w
     if gpu.wanted_w is not None and applied_w is not None:
         yield APPLIED_LIMIT, (str(gpu.index),), applied_w

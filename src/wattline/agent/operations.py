@@ -119,6 +119,7 @@ class Operator:
             if entry.known:
                 actuator.node.resume(entry.uuid)
             entry.record = replace(entry.record, pinned_w=None, let_go=False)
+            entry.remark = None if entry.known else entry.remark
         if command.gpu is not None:
             return Answer(True, f"{entries[0].uuid} follows its {self._source()} again")
         if actuator.brake_file:
@@ -161,8 +162,12 @@ class Operator:
         return None
 
     def _entry(self, name: str) -> GpuEntry:
-        """The GPU of this UUID or index; InputError when there is none that is known."""
+        """The GPU of this UUID or index; InputError when there is none that is known.
+
+        One that has gone keeps its old index, which may be another's by now.
+        """
         for entry in self._actuator.entries.values():
-            if name in (entry.uuid, str(entry.identity.index)) and entry.known:
+            here = entry.known and entry.present
+            if here and name in (entry.uuid, str(entry.identity.index)):
                 return entry
         raise InputError("gpu", name, "give the UUID or index of a GPU of this node that answers")

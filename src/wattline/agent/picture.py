@@ -96,9 +96,11 @@ def _view(actuator: Actuator, entry: GpuEntry, scene: Scene) -> GpuView:
     node, uuid = actuator.node, entry.uuid
     state = node.state(uuid) if entry.known else None
     readings, facts, record = entry.readings, entry.facts, entry.record
+    if not entry.present:
+        readings = None
     limits: LimitRange | None = None if facts is None else facts.limits
     rival = None
-    if state is not None and entry.ours and entry.write_error is None:
+    if state is not None and entry.ours and entry.present and entry.write_error is None:
         rival = node.rival_w(uuid)
     granted = None if state is None or state.grant_mw is None else state.grant_mw / 1000
     return GpuView(
@@ -106,6 +108,7 @@ def _view(actuator: Actuator, entry: GpuEntry, scene: Scene) -> GpuView:
         index=entry.identity.index,
         product=entry.identity.product,
         reason=scene.reasons[uuid],
+        present=entry.present,
         min_w=None if limits is None else limits.min_w,
         max_w=None if limits is None else limits.max_w,
         default_w=None if facts is None else facts.default_w,
@@ -142,8 +145,8 @@ def _fault(entry: GpuEntry) -> str | None:
 
 
 def _notes(entry: GpuEntry, rival: float | None) -> tuple[str, ...]:
-    notes = [] if entry.readings is None else list(entry.readings.missing)
-    readings = entry.readings
+    readings = entry.readings if entry.present else None
+    notes = [] if readings is None else list(readings.missing)
     asked_w = None if readings is None else readings.requested_w
     if rival is not None and asked_w is not None and asked_w > rival:
         notes.append(f"held at {rival:g} W out of band: {asked_w:g} W is asked for")

@@ -57,6 +57,8 @@ def of_owners(
     if seen.joined is None:
         yield f"owners of GPUs cannot be told ({_last_good(owners_age_s)}): {seen.owners_error}"
     else:
+        for line in seen.joined.unresolved:
+            yield f"a device belongs to no known GPU: {line}"
         for uuid, why in seen.joined.untold.items():
             yield f"owners of GPU {uuid} cannot be told: {why}"
 

@@ -52,13 +52,15 @@ class GpuView:
     largest limit that we may still write; original_w: what we found before our first write (None:
     never written). rival_w: an enforced limit that is not ours, None in peace; repairs: times that
     we wrote our value over another's since the start. owners: pods as `namespace/name` (or UID).
-    read_age_s: age of the readings when the snapshot was made.
+    read_age_s: age of the readings when the snapshot was made. present False: the newest search
+    has not found it; what is told is what was known, and its index may be another's.
     """
 
     uuid: str
     index: int
     product: str
     reason: Reason
+    present: bool = True
     min_w: float | None = None
     max_w: float | None = None
     default_w: float | None = None

@@ -10,6 +10,11 @@ from typing import Any
 from wattline.agent.snapshot import AgentSnapshot
 
 SCHEMA_VERSION = 1
+_METHODS = {
+    "pod_resources": "owners by the kubelet",
+    "processes": "owners by processes (no kubelet socket)",
+    "files": "owners by file",
+}
 
 
 def encode_status(snapshot: AgentSnapshot, now_s: float) -> bytes:
@@ -37,12 +42,12 @@ def _plain(value: object) -> object:
 def status_lines(document: Mapping[str, Any]) -> list[str]:
     """The document for a person: the node first, then a line per GPU, then what is not in peace."""
     lines = [_node_line(document)]
-    for flag, text in (
-        ("braked", "BRAKED: all GPUs at their brake watts"),
-        ("operator_hold", f"HELD by {document.get('operator_hold')}: no raise is obeyed"),
-    ):
-        if document.get(flag):
-            lines.append(text)
+    if document.get("braked"):
+        gpus = document.get("gpus", ())
+        braked = sum(gpu["reason"] == "braked" for gpu in gpus)
+        lines.append(f"BRAKED: {braked} of {len(gpus)} GPUs are at their brake watts")
+    if document.get("operator_hold"):
+        lines.append(f"HELD by {document['operator_hold']}: no raise is obeyed")
     lines += [f"not ready: {reason}" for reason in document.get("not_ready", ())]
     if document.get("journal", "ok") != "ok":
         lines.append(f"journal: {document['journal']}")
@@ -68,8 +73,10 @@ def _node_line(document: Mapping[str, Any]) -> str:
         parts.append(f"epoch {document['epoch']}")
     if document.get("budget_version") is not None:
         parts.append(f"budget version {document['budget_version']}")
+    if document.get("owner_method") is not None:
+        parts.append(_METHODS.get(document["owner_method"], document["owner_method"]))
     parts += [
-        f"{source} never" if age_s is None else f"{source} {age_s:.1f} s old"
+        f"{source} never read" if age_s is None else f"{source} {age_s:.1f} s old"
         for source, age_s in sorted(ages.items())
     ]
     return ", ".join(parts)

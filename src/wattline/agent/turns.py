@@ -128,6 +128,7 @@ class Turns:
         self._picture_due_s: float | None = None
         self._changed = False
         self._undecided = False
+        self._report_problem: str | None = None
         self._answers: list[tuple[Asked, Answer]] = []
 
     def close(self, timeout_s: float) -> bool:
@@ -375,8 +376,10 @@ class Turns:
         try:
             # Atomic but not flushed: after a crash a new incarnation speaks anyway.
             replace_file(path, snapshot.report, durable=False, mode=0o644)
+            self._report_problem = None
         except OSError as error:
-            log.error("report not written", extra={"why": error.strerror or str(error)})
+            self._report_problem = f"{path}: {error.strerror or error}"
+            log.error("report not written", extra={"why": self._report_problem})
         self.snapshot = snapshot
 
     def _ages(self, now_s: float) -> dict[str, float | None]:
@@ -399,6 +402,8 @@ class Turns:
             age_s = None if self._owners_s is None else now_s - self._owners_s
             yield from of_owners(self._seen, parts.pods, age_s)
         yield from of_brake_file(parts.grants)
+        if self._report_problem is not None:
+            yield f"the report cannot be written: {self._report_problem}"
 
 
 def _owner_name(key: PodName | str, names: dict[str, str]) -> str:

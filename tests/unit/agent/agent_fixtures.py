@@ -66,6 +66,7 @@ class Listings:
         self.pods_fail = False
         self.owners_fail = False
         self.untold: dict[str, str] = {}
+        self.unresolved: tuple[str, ...] = ()
         self.out_of_step: str | None = None
         self.looks = 0
 
@@ -102,7 +103,7 @@ class Listings:
             if names
         }
         told = {gpu: pods for gpu, pods in held.items() if gpu not in self.untold}
-        return Ownership(OwnerMethod.POD_RESOURCES, told, untold=dict(self.untold))
+        return Ownership(OwnerMethod.POD_RESOURCES, told, self.unresolved, untold=dict(self.untold))
 
     def put(self, name: str, limit: str | None, *gpus: str) -> None:
         """A pod with GPUs."""

@@ -70,7 +70,7 @@ def test_what_is_not_in_peace_is_said() -> None:
         )
     )
     text = "\n".join(lines)
-    assert lines[0].startswith("n1: annotations, seen 0.0 s ago, incarnation 7, grants")
+    assert lines[0].startswith("n1: annotations, seen 0.0 s ago, incarnation 7, owners by the ")
     for said in (
         "BRAKED",
         "HELD by ann (uid 0): fan",

@@ -158,6 +158,42 @@ def test_a_gpu_whose_owners_cannot_be_told_is_frozen_alone(tmp_path: Path) -> No
         assert_eventually(lambda: node.picture().not_ready == (), "ready")
 
 
+def test_nothing_is_given_back_while_a_device_cannot_be_told(tmp_path: Path) -> None:
+    with bench(tmp_path, settings=ANNOTATED) as node:
+        node.listings.put("w", "480", node.uuids[0])
+        agent = node.start()
+        assert_eventually(lambda: node.limits() == [480.0, 700.0], "capped")
+        node.listings.unresolved = ("nvidia.com/mig-1g MIG-x of default/m: GPU is lost",)
+        node.listings.take("w")
+        node.listings.put("plain", None, node.uuids[0])
+        node.listings.put("v", "350", node.uuids[1])
+        agent.pods_changed()
+        assert_eventually(lambda: node.limits() == [480.0, 350.0], "others are still obeyed")
+        assert_eventually(lambda: node.view(0).reason is Reason.FROZEN, "frozen")
+        assert "MIG-x" in node.view(0).notes[0]
+        [why] = node.picture().not_ready
+        assert "MIG-x of default/m: GPU is lost" in why
+        node.listings.unresolved = ()
+        agent.pods_changed()
+        assert_eventually(lambda: node.limits() == [700.0, 350.0], "given back once it is told")
+
+
+def test_what_an_earlier_run_left_is_kept_while_a_device_cannot_be_told(tmp_path: Path) -> None:
+    with bench(tmp_path, gpus=1, settings=ANNOTATED) as node:
+        node.listings.put("w", "480", node.uuids[0])
+        node.start()
+        assert_eventually(lambda: node.limits() == [480.0], "capped")
+        node.crash()
+        node.listings.take("w")
+        node.listings.unresolved = ("nvidia.com/mig-1g MIG-x of default/m: GPU is lost",)
+        agent = node.start()
+        settled(node)
+        assert node.limits() == [480.0]
+        node.listings.unresolved = ()
+        agent.pods_changed()
+        assert_eventually(lambda: node.limits() == [700.0], "nobody came back")
+
+
 def test_pods_that_are_out_of_step_are_said_with_their_age(tmp_path: Path) -> None:
     with bench(tmp_path, settings=ANNOTATED) as node:
         node.start()

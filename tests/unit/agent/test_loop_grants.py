@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 from agent_fixtures import H100, assert_eventually, bench
 
-from wattline.agent.snapshot import Reason
+from wattline.agent.commands import Pin
+from wattline.agent.loop import lease_clock
+from wattline.agent.metrics import exposition
+from wattline.agent.snapshot import GpuView, Reason
 from wattline.drivers.gpu.device import GpuFault
 
 
@@ -314,3 +317,43 @@ def test_a_brake_file_that_cannot_be_looked_at_is_said(tmp_path: Path) -> None:
         assert str(tmp_path / "away") in why
         (tmp_path / "away").mkdir(mode=0o755)
         assert_eventually(lambda: node.picture().not_ready == (), "ready again")
+
+
+def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        node.start()
+        node.known()
+        node.granted(400.0, 400.0)
+        path = node.state / "report.json"
+        path.unlink()
+        path.mkdir()
+        assert_eventually(
+            lambda: any("report cannot be written" in why for why in node.picture().not_ready),
+            "said",
+        )
+        path.rmdir()
+        assert_eventually(lambda: node.picture().not_ready == (), "ready again")
+
+
+def test_a_gpu_that_has_gone_is_faulty_and_its_index_is_another_ones(tmp_path: Path) -> None:
+    with bench(tmp_path) as node:
+        agent = node.start()
+        node.known()
+        node.granted(400.0, 400.0)
+        gone, kept = node.uuids
+        node.node.gpus.pop(0)
+        node.node.enumeration += 1
+        agent.look_again()
+
+        def views() -> dict[str, GpuView]:
+            return {view.uuid: view for view in node.picture().gpus}
+
+        assert_eventually(lambda: not views()[gone].present and views()[kept].index == 0, "gone")
+        assert agent.submit(Pin(by="ada", why="hot", gpu="0", watts=300.0)).done
+        assert_eventually(lambda: views()[kept].requested_w == 300.0, "the one that is there")
+        assert not agent.submit(Pin(by="ada", why="hot", gpu=gone, watts=300.0)).done
+        page = exposition(node.picture, lease_clock)().decode().splitlines()
+        about = [line.partition("{")[0] for line in page if f'gpu="{gone}"' in line]
+        assert about == ["wattline_agent_gpu_info", "wattline_agent_gpu_faulty"]
+        applied = [line for line in page if line.startswith("dynamo_power_agent_applied_limit")]
+        assert applied == ['dynamo_power_agent_applied_limit_watts{gpu="0"} 300.0']
