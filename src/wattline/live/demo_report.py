@@ -101,6 +101,7 @@ class Results:
         for table in (self.enforced, self.beside):
             console.print()
             console.print(Text(table.title, style="bold"))
+            console.print(Text(table.note, style="dim"))
             console.print(terminal_table(table.header, table.rows, table.bad))
         console.print()
         if self.outcome.history is not None:

@@ -24,12 +24,12 @@ ENFORCED_HEADER = (
     "Budget",
     "From, s",
     "To, s",
-    "Budget, W",
-    "Less guard, W",
-    "Most enforced, W",
-    "Mean drawn, W",
-    "Under it after, ms",
-    "Above budget, W·s",
+    "Watts",
+    "Usable, W",
+    "Enforced, W",
+    "Drawn, W",
+    "Under in, ms",
+    "Above, W·s",
 )
 
 
@@ -193,8 +193,9 @@ def enforced_table(measured: Measured) -> PageTable:
     ours_ws = measured.verdict.ours_watt_seconds
     return PageTable(
         title="Enforced watts against the budget",
-        note="Read from the registers of the GPUs, every change of every limit. Most enforced: "
-        "once limits were under the budget less its guard band. What stands above a budget right "
+        note="Limits as the registers of the GPUs had them, every change of every limit. Usable: "
+        "less the guard band. Enforced: the most, once limits were under what is usable, and how "
+        "long that took. Drawn: the mean. Above: what limits stood above the budget, which right "
         f"after a cut is the cut's doing until it is enforced; by our doing: {ours_ws:.1f} W·s.",
         header=ENFORCED_HEADER,
         rows=rows,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,6 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
+_LINES = "▁─▔"
+_ROWS, _MARGIN = 7, 12
+_LEAST_HEIGHT = 34
 _BAR = 44
 _EVENTS = 7
 _PLAIN_S = 5.0
@@ -67,6 +70,14 @@ class Frame:
     served: Served
     ttft_target_s: float
     itl_target_s: float
+
+
+class Moment(NamedTuple):
+    """Watts of one second, for the picture."""
+
+    enforced_w: float
+    drawn_w: float
+    budget_w: float
 
 
 class View:
@@ -124,9 +135,10 @@ class LiveView(View):
     """Tables, and watts over time as blocks, drawn over themselves."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=False)
         self._events: deque[str] = deque(maxlen=_EVENTS)
-        self._history: list[tuple[float, float, float]] = []
+        self._history: list[Moment] = []
         self._last: Frame | None = None
 
     def __enter__(self) -> Self:
@@ -145,7 +157,7 @@ class LiveView(View):
         """Draw it anew; once a second it becomes part of the history."""
         self._last = frame
         if frame.at_s >= len(self._history):
-            self._history.append((frame.enforced_w, frame.drawn_w, frame.budget_w))
+            self._history.append(Moment(frame.enforced_w, frame.drawn_w, frame.budget_w))
         self._draw()
 
     def event(self, at_s: float | None, text: str) -> None:
@@ -162,8 +174,7 @@ class LiveView(View):
                 Text(),
                 _watts(frame),
                 Text(),
-                _over_time(self._history, frame.most_w),
-                Text(),
+                *self._picture(),
                 _pools(frame),
                 Text(),
                 _served(frame),
@@ -171,6 +182,13 @@ class LiveView(View):
             ]
         parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in self._events]
         self._live.update(Group(*parts), refresh=True)
+
+    def _picture(self) -> list[RenderableType]:
+        """Nothing in a terminal that is too low for it."""
+        columns = self._console.width - _MARGIN
+        if self._console.height < _LEAST_HEIGHT or columns < 1 or not self._history:
+            return []
+        return [_over_time(self._history, columns), Text()]
 
 
 def _stamp(at_s: float | None) -> str:
@@ -208,19 +226,37 @@ def _watts(frame: Frame) -> Table:
     return table
 
 
-def _over_time(history: list[tuple[float, float, float]], most_w: float) -> Table:
-    """Enforced and drawn watts, one block a second, newest at the right."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    width = 90
-    recent = history[-width:]
-    for index, (name, colour) in enumerate((("enforced", "green"), ("drawn", "yellow"))):
+def _over_time(history: Sequence[Moment], columns: int) -> Table:
+    """Watts over time, a column a second: drawn as an area, enforced and budget as lines."""
+    top_w = 1.1 * max(moment.budget_w for moment in history)
+    recent = history[-columns:]
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for row in reversed(range(_ROWS)):
         line = Text()
         for moment in recent:
-            height = round((len(_BLOCKS) - 1) * min(1.0, moment[index] / most_w))
-            over = moment[index] > moment[2]
-            line.append(_BLOCKS[height], style="red" if over else colour)
-        table.add_row(name, line)
+            line.append(*_cell(moment, row, _ROWS / top_w))
+        table.add_row(f"{(row + 0.5) * top_w / _ROWS / 1000:.1f} kW", line)
+    key = Text("drawn ", style="yellow")
+    key.append("enforced ", style="green").append("budget", style="bright_white")
+    table.add_row("", key)
     return table
+
+
+def _cell(moment: Moment, row: int, rows_per_w: float) -> tuple[str, str]:
+    """Sign and colour of one cell; a limit that reaches into the drawn area hides it."""
+    over = moment.enforced_w > moment.budget_w
+    lines = (
+        (moment.enforced_w, "bold red" if over else "green"),
+        (moment.budget_w, "bright_white"),
+    )
+    drawn = moment.drawn_w * rows_per_w - row
+    for watts, colour in lines:
+        part = watts * rows_per_w - row
+        if 0.0 <= part < 1.0 and drawn < 1.0:
+            return _LINES[int(part * len(_LINES))], colour
+    return _BLOCKS[max(0, min(len(_BLOCKS) - 1, round(drawn * (len(_BLOCKS) - 1))))], "yellow"
 
 
 def _pools(frame: Frame) -> Table:

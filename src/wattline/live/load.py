@@ -201,7 +201,9 @@ class Load:
             data = line[5:].strip()
             if data == b"[DONE]":
                 done = True
-            elif b'"content":"' in data and b'"content":""' not in data:
+            elif b'"choices":[{' in data:
+                # A token each, also where no text comes with it: the first one of these answers is
+                # a special token, whose text is left out.
                 now_s = self.now()
                 row.first_s = now_s if row.first_s is None else row.first_s
                 row.last_s = now_s
