@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from wattline.catalog.profile_tables import Table, read_json, read_npz, same_length
 from wattline.core.errors import InputError
@@ -108,6 +109,52 @@ def read_profile(path: Path) -> Profile:
         "it should hold selected_{prefill,decode}_interpolation/raw_data.npz, "
         "{prefill,decode}_raw_data.json or perf_data.npz",
     )
+
+
+def raw_documents(profile: Profile, gpus: int) -> dict[str, dict[str, Any]]:
+    """The profile as a JSON pair, by file name, as Dynamo and `read_profile` read it.
+
+    gpus: of the replica, for the throughputs per GPU. Watts and `about` go into keys of our own.
+    """
+    about = dict(profile.about)
+    documents: dict[str, dict[str, Any]] = {}
+    if profile.prefill_tokens:
+        pairs = list(zip(profile.prefill_tokens, profile.prefill_s, strict=True))
+        documents["prefill_raw_data.json"] = {
+            "prefill_isl": [int(tokens) for tokens, _ in pairs],
+            "prefill_ttft": [seconds * 1e3 for _, seconds in pairs],
+            "prefill_thpt_per_gpu": [tokens / seconds / gpus for tokens, seconds in pairs],
+            **about,
+        }
+        if profile.prefill_watts is not None:
+            known = profile.prefill_watts
+            documents["prefill_raw_data.json"] |= {
+                "power_w": known.watts,
+                "power_isl": known.tokens,
+            }
+    if profile.decode:
+        rows = [
+            (usage, entry.context_tokens, seconds)
+            for entry in profile.decode
+            for usage, seconds in zip(entry.kv_usage, entry.itl_s, strict=True)
+        ]
+        held = profile.max_kv_tokens
+        documents["decode_raw_data.json"] = {
+            "x_kv_usage": [usage for usage, _, _ in rows],
+            "y_context_length": [context for _, context, _ in rows],
+            "z_itl": [seconds * 1e3 for _, _, seconds in rows],
+            "z_thpt_per_gpu": [u * held / context / seconds / gpus for u, context, seconds in rows],
+            "max_kv_tokens": held,
+            **about,
+        }
+        if profile.decode_watts is not None:
+            step = profile.decode_watts
+            documents["decode_raw_data.json"] |= {
+                "power_w": step.watts,
+                "power_context_length": step.tokens,
+                "power_batch": step.batch,
+            }
+    return documents
 
 
 def _find(folder: Path, half: str) -> Table | None:

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from wattline.cli.profile_show import show
+from wattline.cli.profile_sweep import sweep
 
 if TYPE_CHECKING:
     from wattline.catalog.measurements import Measurements
@@ -25,6 +26,7 @@ def profile() -> None:
 
 
 profile.add_command(show)
+profile.add_command(sweep)
 
 
 @profile.command()

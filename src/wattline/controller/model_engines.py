@@ -56,12 +56,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a sweep makes of one deployment: an engine per pool, and both sides' watts.
+    """What a sweep makes of one deployment: an engine and its profile per pool, both sides' watts.
 
     package: the library, backend_version: what it measured with.
     """
 
     engines: tuple[AnyEngine, ...]
+    profiles: tuple[Profile, ...]
     prefill: SideWatts
     decode: SideWatts
     package: str
@@ -142,7 +143,9 @@ def requests_of(members: Sequence[Member], aic: AicSpec, mix: Mix) -> list[Reque
             kv_quant=member.kv_quant,
             prefill_tokens=tokens,
             contexts=tokens,
-            batches=tuple(2**power for power in range(ceil(log2(member.max_num_seqs)) + 1)),
+            # Between two contexts the shorter one is looked up at the same use of the cache, with
+            # up to twice the sequences.
+            batches=tuple(2**power for power in range(ceil(log2(member.max_num_seqs)) + 2)),
             max_batched_tokens=member.max_batched_tokens,
             max_num_seqs=member.max_num_seqs,
             memory_fraction=aic.memory_fraction,
@@ -159,12 +162,16 @@ def found_of(members: Sequence[Member], fleet: Fleet, tables: Sequence[Table]) -
         _side(members, tables, (Role.DECODE, Role.AGGREGATED), prompts=False),
     )
     prefill, decode = believed(_predicted(sides[0]), _predicted(sides[1]), min(limits_w))
+    profiles = [
+        profile_of(table, _watts(prefill, sides[0]), _watts(decode, sides[1])) for table in tables
+    ]
     engines = [
-        _engine(member, table, prefill, decode, sides)
-        for member, table in zip(members, tables, strict=True)
+        _engine(member, table, profile, prefill.predicted)
+        for member, table, profile in zip(members, tables, profiles, strict=True)
     ]
     return Found(
         engines=tuple(engines),
+        profiles=tuple(profiles),
         prefill=prefill,
         decode=decode,
         package=tables[0].package,
@@ -234,22 +241,16 @@ def profile_of(
     )
 
 
-def _engine(
-    member: Member,
-    table: Table,
-    prefill: SideWatts,
-    decode: SideWatts,
-    sides: tuple[Point | None, Point | None],
-) -> AnyEngine:
+def _engine(member: Member, table: Table, profile: Profile, watts: bool) -> AnyEngine:
     built = engine_profile(
-        profile_of(table, _watts(prefill, sides[0]), _watts(decode, sides[1])),
+        profile,
         member.pool,
         split=member.declared,
         max_num_seqs=member.max_num_seqs,
         max_batched_tokens=member.max_batched_tokens,
     )
     _, _, said = built.coverage.partition("; ")
-    if not prefill.predicted:
+    if not watts:
         said += "; watts: not predicted (too little was measured)"
     source = f"{table.package}, {table.backend_version}"
     return replace(built, coverage=f"latency: predicted by {source} at the default limit; {said}")

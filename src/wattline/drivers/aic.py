@@ -29,7 +29,7 @@ from wattline.drivers.aic_worker import DISTRIBUTIONS
 log = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("aic_worker.py")
-SCHEMA = "wattline.aic/1"
+SCHEMA = "wattline.aic/2"
 MOST_ANSWER_BYTES = 16 << 20
 MOST_POINTS = 2000
 _PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -61,7 +61,7 @@ class Request:
     version of it from the next. moe_tp, moe_ep: of
     experts, None for a dense model. gemm_quant, kv_quant: the library's words, None: as the model
     is published. The points are all prefill_tokens, and all contexts with all batches that fit the
-    cache. memory_fraction: share of the memory that the engine may fill.
+    cache and with the largest that does. memory_fraction: share of the memory that the engine may fill.
     """
 
     model: str

@@ -120,9 +120,7 @@ def _table(api: Any, memory: Any, request: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:
             why.append(_line(error))
     for context in request["contexts"]:
-        for batch in request["batches"]:
-            if batch * context > cache["total_kv_size_tokens"]:
-                continue
+        for batch in _fitting(request["batches"], cache["total_kv_size_tokens"] // context):
             try:
                 point = estimate("static_gen", version, context, batch)
                 decode.append([batch, context, point.tpot, point.power_w, point.power_coverage])
@@ -136,6 +134,17 @@ def _table(api: Any, memory: Any, request: dict[str, Any]) -> dict[str, Any]:
         "failed_points": len(why),
         "why": why[0] if why else None,
     }
+
+
+def _fitting(batches: list[int], most: int) -> list[int]:
+    """The batches up to `most`, and that itself if it lies among them.
+
+    So that nothing has to be drawn on beyond the last point, which would be too fast.
+    """
+    fitting = {batch for batch in batches if batch <= most}
+    if 1 <= most < max(batches):
+        fitting.add(most)
+    return sorted(fitting)
 
 
 def _line(error: BaseException) -> str:

@@ -55,11 +55,14 @@ def test_a_table_holds_what_was_said(standin: StandIn) -> None:
 
 def test_points_that_do_not_fit_the_cache_are_not_asked_for(standin: StandIn) -> None:
     table = aic_of(standin).sweep([replace(REQUEST, contexts=(1024, 400_000))])[0]
+    # 720,000 tokens fit; the largest batch that does is asked for as well.
     assert {(point.batch, point.tokens) for point in table.decode} == {
         (1, 1024),
         (64, 1024),
         (1, 400_000),
     }
+    table = aic_of(standin).sweep([replace(REQUEST, contexts=(20_000,))])[0]
+    assert [point.batch for point in table.decode] == [1, 36]
 
 
 def test_points_that_fail_are_left_out_and_counted(standin: StandIn) -> None:

@@ -390,7 +390,7 @@ def test_words_of_the_library_are_filled_in(make: Callable[..., Bench]) -> None:
     assert request.model == "meta-llama/Llama-3.1-8B-Instruct"
     assert (request.system, request.backend, request.tp) == ("h200_sxm", "trtllm", 1)
     assert request.moe_tp is None
-    assert request.batches[-1] == 256
+    assert request.batches[-1] == 512
 
 
 def test_a_changed_model_folder_is_another_question(tmp_path: Path) -> None:
