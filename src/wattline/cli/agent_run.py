@@ -28,7 +28,7 @@ from wattline.drivers.kubelet.devices import ClaimedGpus, GpuResolver
 from wattline.drivers.kubelet.pod_resources import PodResources
 from wattline.drivers.kubelet.processes import ProcessOwners
 from wattline.drivers.kubelet.select import OwnersByKubelet
-from wattline.drivers.pods import OwnerSource, PodSource, SourceError
+from wattline.drivers.pods import OwnerMethod, OwnerSource, PodSource, SourceError
 from wattline.drivers.pods_file import OwnersFile, PodsFile
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def open_owners(settings: AgentSettings) -> OwnerSource:
     listed = PodResources(GpuResolver(lookups.parents, claims), settings.kubelet_socket)
     by_process = ProcessOwners(lookups.pids, settings.proc_root)
     inner = OwnersByKubelet(settings.kubelet_socket, listed, by_process)
+    if inner.method is OwnerMethod.POD_RESOURCES:
+        listed.load()
     log.info("owners of GPUs", extra={"method": inner.method.value, "why": inner.reason})
     return _Owners(inner, lookups)
 

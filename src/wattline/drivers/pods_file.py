@@ -99,10 +99,10 @@ class PodsFile:
         try:
             pods = self._file.read()
         except SourceError as error:
-            self._failures += 1
             if self._trouble != str(error):
                 log.warning("pods file cannot be used", extra={"why": str(error)})
             self._trouble = str(error)
+            self._failures += 1
             return
         self._seen_s = self._clock()
         self._trouble = None

@@ -55,3 +55,16 @@ def test_a_question_to_a_running_agent_imports_next_to_nothing() -> None:
     )
     roots = {name.split(".")[0] for name in _modules(script)["modules"]}
     assert not roots & {*FOREIGN, *LAZY, "prometheus_client"}
+
+
+def test_a_node_without_a_kubelet_goes_without_grpc() -> None:
+    script = (
+        "import json, sys\nfrom pathlib import Path\n"
+        "from wattline.agent.settings import AgentSettings\n"
+        "from wattline.cli.agent_run import open_owners\n"
+        "nowhere = Path('/nowhere')\n"
+        "open_owners(AgentSettings(node='n', grants=nowhere, kubelet_socket=nowhere)).close()\n"
+        'json.dump({"modules": sorted(sys.modules)}, sys.stdout)'
+    )
+    roots = {name.split(".")[0] for name in _modules(script)["modules"]}
+    assert not roots & set(LAZY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from wattline.core.errors import InputError
 from wattline.drivers.kubelet.devices import GpuResolver
 from wattline.drivers.kubelet.pod_resources import CALLS_AT_ONCE, PodResources, TokenBucket
 from wattline.drivers.pods import PodName, SourceError
@@ -169,3 +171,15 @@ def test_tokens_come_back_in_peace() -> None:
             bucket.take()
         now_s += 60.0
     assert slept == []
+
+
+def test_a_node_without_grpc_is_told_when_the_kubelet_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    client = PodResources(GpuResolver(), tmp_path / "kubelet.sock")
+    client.close()
+    with pytest.raises(InputError, match=r"wattline\[agent\]"):
+        client.load()
+    with pytest.raises(SourceError, match=r"wattline\[agent\]"):
+        client.owners()

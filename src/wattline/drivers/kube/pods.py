@@ -151,10 +151,10 @@ class KubePods:
                 # A list that goes back in time would bring deleted pods to life again.
                 self._list_from = self._version
                 self._version = None
-        self._failures += 1
         if self._trouble is None:
             log.warning("pods are out of step", extra={"node": self._node, "why": str(error)})
         self._trouble = str(error)
+        self._failures += 1
         self._stopping.wait(self._backoff.next_s(retry_after_s))
 
     def _params(self) -> dict[str, str]:

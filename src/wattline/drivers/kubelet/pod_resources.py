@@ -56,7 +56,10 @@ class TokenBucket:
 
 
 class PodResources:
-    """The kubelet's socket as an `OwnerSource`. For one thread at a time."""
+    """The kubelet's socket as an `OwnerSource`. For one thread at a time.
+
+    gRPC (10 MiB) is loaded by `load` or the first call: nodes without a kubelet go without.
+    """
 
     def __init__(
         self,
@@ -70,8 +73,12 @@ class PodResources:
         self._socket = socket
         self._timeout_s = timeout_s
         self._bucket = bucket or TokenBucket()
-        self._grpc = _import_grpc()
+        self._grpc: ModuleType | None = None
         self._channel: Any = None
+
+    def load(self) -> None:
+        """Load gRPC now, so that a node that lacks it is told at the start. InputError."""
+        self._grpc = self._grpc or _import_grpc()
 
     def owners(self) -> Ownership:
         """Ask the kubelet now. SourceError: no answer in time, or none that can be decoded."""
@@ -85,8 +92,12 @@ class PodResources:
             self._channel = None
 
     def _list(self) -> bytes:
+        try:
+            grpc = self._grpc = self._grpc or _import_grpc()
+        except InputError as error:
+            raise SourceError(str(error)) from error
         if self._channel is None:
-            self._channel = self._grpc.insecure_channel(
+            self._channel = grpc.insecure_channel(
                 f"unix:{self._socket.absolute()}",
                 options=[
                     # grpc would send the escaped path as the authority, which Go's server refuses.
@@ -102,7 +113,7 @@ class PodResources:
         call = self._channel.unary_unary(_METHOD)
         try:
             return bytes(call(b"", timeout=self._timeout_s))
-        except self._grpc.RpcError as error:
+        except grpc.RpcError as error:
             raise SourceError(
                 f"kubelet PodResources at {self._socket}: {error.code().name}: "
                 f"{' '.join(str(error.details()).split())[:200]}"
