@@ -10,7 +10,8 @@ Prometheus run as processes; a steady load is sent to both frontends. Each fault
 observer reads every change of every limit from the registers' own log and charges watt-seconds
 above the budget less its guard band to a cut or, if that does not explain them, to us. Exit code 1
 unless ours is 0, all recovered, and each fault was named by the controller where it should be;
-3 where Dynamo's environment is not built.
+3 where Dynamo's environment is not built. `planner` is a smaller stack beside Dynamo's own planner,
+whose plugin answers from the controller's plan.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import tempfile
 from pathlib import Path
 
 from live_faults_cases import CASES, recording_replays
-from live_faults_run import FaultStack, Harness, Load, Outcome, summary
+from live_faults_planner import planner_faults
+from live_faults_run import FaultStack, Harness, Load, Outcome, spec, summary
 from wattline.live import environment
 
+PLANNER = "planner"
 SECONDS_EACH = 60.0
 """For so long per fault the load lasts; it is ended with the last fault."""
 
@@ -35,7 +38,7 @@ def carry_out(
     names: list[str], folder: Path, found: environment.Environment, sabotage: str | None = None
 ) -> list[Outcome]:
     """The faults of these names on one stack in `folder`."""
-    with FaultStack(folder / "stack", found) as stack:
+    with FaultStack(folder / "stack", spec(), found) as stack:
         stack.ready()
         run = Harness(stack, Load(stack, SECONDS_EACH * (len(names) + 1)), sabotage)
         try:
@@ -71,7 +74,8 @@ def table(outcomes: list[Outcome]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", action="append", choices=list(CASES), help="may be repeated")
+    names = [*CASES, PLANNER]
+    parser.add_argument("--only", action="append", choices=names, help="may be repeated")
     parser.add_argument(
         "--sabotage",
         choices=("secret",),
@@ -89,7 +93,11 @@ def main() -> int:
     folder = folder.absolute()
     try:
         folder.mkdir(exist_ok=True)
-        outcomes = carry_out(options.only or list(CASES), folder, found, options.sabotage)
+        wanted = options.only or names
+        cases = [name for name in wanted if name != PLANNER]
+        outcomes = carry_out(cases, folder, found, options.sabotage) if cases else []
+        if PLANNER in wanted:
+            outcomes += planner_faults(folder)
     finally:
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -38,19 +38,24 @@ LOOK_S = 0.1
 _SMALL_DISK = "size=8m,mode=700"
 
 
-def spec() -> StackSpec:
-    """Four GPUs on two nodes, two frontends, and watts that do not suffice for all at once."""
+def spec(*, each: int = 2, frontends: int = 2, plugin: bool = False) -> StackSpec:
+    """Prefill and decode on a node each, and watts that do not suffice for all at once.
+
+    each: GPUs and workers of a pool. plugin: for the planner: no Prometheus, but a plan on disk.
+    """
     pools = [
-        PoolSpec(name=role, role=role, gpu="H100", gpus=2, min_replicas=2, startup_s=1.0)
+        PoolSpec(name=role, role=role, gpu="H100", gpus=each, min_replicas=each, startup_s=1.0)
         for role in ("prefill", "decode")
     ]
     return StackSpec(
         deployment=DeploymentSpec(
             name=NAME, model="Llama-3.1-8B", slo=SloSpec(ttft_s=0.5, itl_s=0.03), pools=pools
         ),
-        budget_w=BUDGET_W,
+        budget_w=BUDGET_W / 2 * each,
         nodes=2,
-        frontends=2,
+        frontends=frontends,
+        prometheus=not plugin,
+        plugin=plugin,
         settle_s=0.2,
         stream_steps=4,
         drain_s=5.0,
@@ -66,28 +71,25 @@ def spec() -> StackSpec:
 class FaultStack(LiveStack):
     """A live stack whose controller sees frontends and Prometheus through stand-ins."""
 
-    def __init__(self, folder: Path, environment: Environment) -> None:
-        super().__init__(folder, spec(), environment)
+    def __init__(self, folder: Path, wanted: StackSpec, environment: Environment) -> None:
+        super().__init__(folder, wanted, environment)
         self.proxies: dict[str, Proxy] = {}
         self.disk = folder / "recording"
         self.mounted = False
 
     def _start_controller(self) -> None:
-        self.proxies = {name: Proxy(self.urls[name]) for name in (*self.frontends, PROMETHEUS)}
+        hidden = [*self.frontends, *([PROMETHEUS] if self.spec.prometheus else [])]
+        self.proxies = {name: Proxy(self.urls[name]) for name in hidden}
         self.disk.mkdir(mode=0o700)
         mount = ["mount", "-t", "tmpfs", "-o", _SMALL_DISK, "live-faults", str(self.disk)]
         self.mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-        seen = {
-            "sources": {
-                "frontends": {NAME: [self.proxies[name].url for name in self.frontends]},
-                "prometheus": {
-                    "url": self.proxies[PROMETHEUS].url,
-                    "interval_s": 2.0,
-                    "limit_s": 2.0,
-                },
-            },
-            "recorder": {"folder": str(self.disk)},
+        sources: dict[str, Any] = {
+            "frontends": {NAME: [self.proxies[name].url for name in self.frontends]}
         }
+        if self.spec.prometheus:
+            url = self.proxies[PROMETHEUS].url
+            sources["prometheus"] = {"url": url, "interval_s": 2.0, "limit_s": 2.0}
+        seen = {"sources": sources, "recorder": {"folder": str(self.disk)}}
         self.spec = dataclasses.replace(self.spec, changes=merged(self.spec.changes, seen))
         super()._start_controller()
 
@@ -317,7 +319,7 @@ class Harness:
         outage = state["deployments"][0]["facts"]["outage"]
         watts = self.stack.watts
         for wrong, what in (
-            ([p["name"] for p in state["pools"] if p["ready"] != 2], "workers"),
+            (self._short(state), "workers"),
             (outage, "demand"),
             (said, "said"),
             (not thresholds, "thresholds"),
@@ -326,6 +328,11 @@ class Harness:
             if wrong:
                 return f"{what}: {wrong}"
         return None
+
+    def _short(self, state: dict[str, Any]) -> list[str]:
+        """Pools with fewer workers than they have GPUs."""
+        wanted = {pool.name: pool.min_replicas for pool in self.stack.spec.deployment.pools}
+        return [p["name"] for p in state["pools"] if p["ready"] != wanted[p["name"]]]
 
     def answered(self, seconds: float) -> bool:
         """All that was sent in the newest `seconds` of what has ended was answered."""
