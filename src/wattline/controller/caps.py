@@ -42,7 +42,8 @@ class CapsView:
     """Columns over all GPUs, and what stands in the way. Watts.
 
     enforced_w: limits in force where others than the nodes' reports tell them, too; None: only
-    those. notes: how that is known.
+    those. notes: how that is known. settles_s: when the next bookings may fall because lowered
+    draws have settled; None: none is on the way.
     """
 
     granted_w: tuple[float, ...]
@@ -54,6 +55,7 @@ class CapsView:
     epoch: int | None = None
     enforced_w: tuple[float | None, ...] | None = None
     notes: tuple[str, ...] = ()
+    settles_s: float | None = None
 
 
 class Caps(Protocol):
@@ -278,6 +280,7 @@ class GrantedCaps:
                 for each in ledger.exposures
             ),
             epoch=self._coordinator.epoch,
+            settles_s=ledger.settles_s,
         )
 
     # Changing

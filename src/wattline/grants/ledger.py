@@ -68,6 +68,14 @@ class Ledger(Bookings[Gpu]):
         self._allowance.change(budget_w, guard_w, at_s)
         self.advance(now_s)
 
+    @property
+    def settles_s(self) -> float | None:
+        """When the next lowered draw has settled, so that its booking may fall; None: none has to.
+
+        It may be early: what a later raise has made pointless is not taken out.
+        """
+        return self._due[0][0] if self._due else None
+
     # Granting
 
     def refusal(self, gpu: Gpu, watts: float) -> RefusalReason | None:
