@@ -18,7 +18,7 @@ from wattline.core.derive import Layout
 from wattline.core.fleet import Setting
 from wattline.core.pins import Grid, pinned_grids
 from wattline.core.problem import Allocation, DeploymentProblem
-from wattline.core.seen import Seen, check, problems, see
+from wattline.core.seen import Seen, check, missing_targets, problems, see
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
 from wattline.core.stabilise import Choice, choose, steady_replicas
@@ -89,7 +89,7 @@ def _with_replicas(
     held = [demand.outage is not None for demand in seen.demand]
     present = [tuple(pool.current for pool in entry.pools) for entry in faced]
     rested = [True] * len(faced)
-    usable_w, drifted = seen.available_w, seen.drifted
+    usable_w, drifted = seen.available_w, missing_targets(seen)
     choice = choose(faced, best, present, held, rested, usable_w, settings, drifted)
     pools = list(seen.state.pools)
     for deployment, (members, plans) in enumerate(zip(layout.pools_of, choice.plans, strict=True)):
@@ -123,7 +123,7 @@ def _follow(
         times = [seen.state.pools[index].setting_changed_s for index in members]
         rested.append(all(time_s is None or now_s - time_s >= hold_s for time_s in times))
     held = [demand.outage is not None for demand in seen.demand]
-    usable_w, drifted = seen.available_w, seen.drifted
+    usable_w, drifted = seen.available_w, missing_targets(seen)
     return choose(faced, best, present, held, rested, usable_w, layout.settings, drifted)
 
 

@@ -156,8 +156,7 @@ class Layout:
         saving = prompts and self.settings.objective == "energy"
         if not speeds and share == 1.0 and not saving:
             return healthy.rate_rps
-        slower = demand.factors_of(self.settings.fleet.pools[pool].role).ttft
-        key = (id(healthy), speeds, share, slower)
+        key = (id(healthy), speeds, share)
         found = self._rates.get(key)
         if found is None:
             tables = [self.table(pool, demand, servers, speed, slo) for speed in speeds]
@@ -165,7 +164,7 @@ class Layout:
             columns = zip(*(table.rate_rps for table in tables), strict=True)
             found = tuple(round(share * fsum(column) / len(tables), 9) for column in columns)
             if saving:
-                fast = self._fast_enough(pool, demand, slower)
+                fast = self._fast_enough(pool, demand)
                 found = tuple(rate if ok else 0.0 for rate, ok in zip(found, fast, strict=True))
             self._rates[key] = found
         return found
@@ -228,18 +227,19 @@ class Layout:
             memo = self._draws[key] = (drawn, table)
         return memo[0]
 
-    def _fast_enough(self, pool: int, demand: Demand, slower: float) -> list[bool]:
+    def _fast_enough(self, pool: int, demand: Demand) -> list[bool]:
         """Per setting: whether a long prompt behind another meets the TTFT target.
 
         Capacities are of mean prompts. Where demand is low, nothing else would keep the fewest
         joules from being those of a pool on which every long prompt comes late. If no setting is
-        fast enough, the fastest ones are.
+        fast enough, the fastest ones are. The model is taken at its word here: this is all or
+        nothing, and a correction must not leave a pool without any setting that fits its watts.
         """
         slo = self.slo(pool)
         engine, grid = self.settings.engines[pool], self.grids[pool]
         left_s = _TTFT_SHARE * slo.ttft_s - slo.itl_s
         tokens = max(1, round(_LONG_PROMPTS / 2.0 * demand.mix.computed_tokens))
-        seconds = [round(2.0 * slower * _prompt_s(engine, tokens, setting), 6) for setting in grid]
+        seconds = [round(2.0 * _prompt_s(engine, tokens, setting), 6) for setting in grid]
         return [taken_s <= max(left_s, 1.02 * min(seconds)) for taken_s in seconds]
 
 

@@ -119,6 +119,11 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
     )
 
 
+def missing_targets(seen: Seen) -> frozenset[int]:
+    """The drifted deployments that are late; others serve more than was thought, in time."""
+    return frozenset(number for number in seen.drifted if seen.state.calibration[number].late)
+
+
 def problems(
     snapshot: Snapshot, layout: Layout, seen: Seen, *, replicas_too: bool
 ) -> list[DeploymentProblem]:

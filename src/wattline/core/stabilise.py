@@ -51,9 +51,9 @@ def choose(
     """Keep each deployment's present plan unless the best one is worth the change.
 
     `held`: deployments that must not change (their metrics are missing). `rested`: those whose last
-    change is long enough ago for another that is not urgent. `drifted`: those whose models were
-    found to be off; they follow the best plan at once. When what would be kept no longer fits, the
-    best plan is taken everywhere.
+    change is long enough ago for another that is not urgent. `drifted`: those that miss their
+    targets because their models are off; they follow the best plan if it serves more at all. When
+    what would be kept no longer fits, the best plan is taken everywhere.
     """
     plans, changes = [], []
     for number, (problem, new, old, hold, rest) in enumerate(
@@ -61,7 +61,8 @@ def choose(
     ):
         change = Change.NONE if new == old else _worth(problem, new, old, hold, rest, s)
         if change is Change.NONE and number in drifted and new != old and not hold:
-            change = Change.DRIFT
+            better = evaluate_deployment(problem, new)[0] > evaluate_deployment(problem, old)[0]
+            change = Change.DRIFT if better else change
         changes.append(change)
         plans.append(old if change is Change.NONE else new)
     if booked_w(problems, plans) > usable_w + _FITS_W:

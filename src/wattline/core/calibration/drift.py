@@ -86,6 +86,11 @@ class Drift:
         return replace(self, swept_s=now_s, violations=0)
 
 
+def late(served: Served, slo: Slo) -> bool:
+    """Whether a latency is above its target."""
+    return _above(served.ttft_s, slo.ttft_s) or _above(served.itl_s, slo.itl_s)
+
+
 def violation(served: Served, slo: Slo, terms: DriftTerms) -> str | None:
     """What of a window violates, in words; None if nothing does. Thresholds are strict."""
     if _above(served.ttft_s, slo.ttft_s):

@@ -12,7 +12,7 @@ from math import ceil, isfinite
 
 import numpy as np
 
-from wattline.core.calibration.drift import Served, violation
+from wattline.core.calibration.drift import Served, late, violation
 from wattline.core.calibration.factors import (
     RIGHT,
     Comparison,
@@ -342,10 +342,11 @@ def _closed(
         tokens_per_s=state.tokens / state.seconds,
         estimate_tokens_per_s=state.estimate_tokens / state.seconds,
     )
-    drift, why = state.drift, state.why
+    drift, why, is_late = state.drift, state.why, state.late
     if enough:  # A window in which next to nothing ended is neither good nor bad.
         drift = drift.watched(served, tick.slo, terms.drift, tick.now_s)
         why = violation(served, tick.slo, terms.drift)
+        is_late = late(served, tick.slo)
     return replace(
         state,
         roles=tuple(_followed(entry, terms, tick) for entry in state.roles),
@@ -357,6 +358,7 @@ def _closed(
         estimate_tokens=0.0,
         drift=drift,
         why=why,
+        late=is_late,
     )
 
 

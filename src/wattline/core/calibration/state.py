@@ -90,7 +90,8 @@ class DeploymentCalibration:
     seen_until_s: end of the newest window of counts taken in. The open window: seconds it covers,
     requests that ended, their latencies times their number (None: none was measured), tokens
     served, and the estimate (tokens/s) times the seconds. estimate_tokens_per_s: of the plan in
-    force. drift: see `core.calibration.drift`; why: the newest violation, None after a good window.
+    force. drift: see `core.calibration.drift`; why: the newest violation, None after a good window;
+    late: it is one of latency.
     """
 
     roles: tuple[RoleCalibration, ...] = ()
@@ -105,3 +106,4 @@ class DeploymentCalibration:
     estimate_tokens_per_s: float = 0.0
     drift: Drift = _NO_DRIFT
     why: str | None = None
+    late: bool = False
