@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from wattline.agent import takeover
-from wattline.agent.settings import AgentSettings, address_of
+from wattline.agent.settings import AgentSettings, address_of, check_whole
 from wattline.agent.snapshot import Mode
 from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.gpu.device import GpuDevice, GpuDriver, GpuError
@@ -63,7 +63,8 @@ class Sources:
 
 def check(settings: AgentSettings, sources: Sources) -> list[Row]:
     """All findings, in the order in which a person would look."""
-    rows = [*_state_dir(settings), *_grants(settings), *_files(settings), *_listen(settings)]
+    rows = [*_settings(settings), *_state_dir(settings), *_grants(settings)]
+    rows += [*_files(settings), *_listen(settings)]
     driver: GpuDriver | None = None
     try:
         driver = sources.driver()
@@ -87,6 +88,13 @@ def check(settings: AgentSettings, sources: Sources) -> list[Row]:
     rows += _rival(settings, pods)
     rows += _clock()
     return rows
+
+
+def _settings(settings: AgentSettings) -> Iterator[Row]:
+    try:
+        check_whole(settings)
+    except InputError as error:
+        yield Row(Level.FAIL, "settings", str(error))
 
 
 def _state_dir(settings: AgentSettings) -> Iterator[Row]:

@@ -80,8 +80,8 @@ class Operator:
         match command:
             case Brake():
                 self._switch.call(BrakeCall(trigger="command", by=command.by))
-                until = "" if self._drop_in is None else ", until it is resumed"
-                return Answer(True, f"all GPUs go to their brake watts{until}")
+                until = "until new grants come" if self._drop_in is None else "until it is resumed"
+                return Answer(True, f"all GPUs go to their brake watts {until}")
             case Hold():
                 self._actuator.operator_hold = f"{command.by}: {command.why}"
                 self._actuator.update_hold()
@@ -124,6 +124,8 @@ class Operator:
             return Answer(True, f"{entries[0].uuid} follows its {self._source()} again")
         if actuator.brake_file:
             return Answer(True, "resumed, but the brake file is there: no raise until it is gone")
+        if self._drop_in is None and any(e.known and actuator.is_braked(e) for e in entries):
+            return Answer(True, "resumed; GPUs at their brake watts wait for new grants")
         return Answer(True, f"all GPUs follow their {self._source()} again")
 
     def _source(self) -> str:
@@ -137,8 +139,11 @@ class Operator:
         if not outcomes:
             return Answer(False, "no limit on this node is ours")
         refusals = [text for text in outcomes if text is not None]
+        if len(refusals) > 1:
+            text = f"{len(refusals)} of {len(outcomes)} GPUs stay as they are, first {refusals[0]}"
+            return Answer(len(refusals) < len(outcomes), text)
         if refusals:
-            return Answer(len(refusals) < len(outcomes), "; ".join(refusals))
+            return Answer(len(outcomes) > 1, refusals[0])
         return Answer(True, f"{len(outcomes)} original limits are given back")
 
     def _restore_one(self, entry: GpuEntry) -> str | None:
@@ -156,7 +161,8 @@ class Operator:
             return None
         if not actuator.node.restore(entry.uuid, original_w):
             held_w = actuator.node.held_w(entry.uuid)
-            return f"{entry.uuid}: its original {original_w:g} W is above the {held_w:g} W it holds"
+            more = f"its original {original_w:g} W is above the {held_w:g} W it holds"
+            return f"{entry.uuid}: {more}: a grant must book it first"
         entry.record = replace(entry.record, pinned_w=None)
         actuator.release(entry)
         return None

@@ -27,11 +27,12 @@ def of_gpus(entries: Iterable[GpuEntry], *, listed: bool, error: str | None) -> 
 
 def of_grants(granted: GrantedLimits, source: GrantSource | None, now_s: float) -> Iterator[str]:
     """What is wrong with the grants, and since when; those obeyed before stay in force."""
-    if granted.refusal is not None:
+    refused = f"for {now_s - granted.refused_s:.0f} s: {granted.refusal}"
+    if not granted.read:
+        yield "no grants have been read yet" + (f", {refused}" if granted.refusal else "")
+    elif granted.refusal is not None:
         last = _last_good(None if source is None else source.age_s())
-        yield f"grants refused for {now_s - granted.refused_s:.0f} s ({last}): {granted.refusal}"
-    elif not granted.read:
-        yield "no grants have been read yet"
+        yield f"the newest grants are refused ({last}) {refused}"
 
 
 def of_brake_file(source: GrantSource | None) -> Iterator[str]:

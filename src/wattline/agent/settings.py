@@ -268,12 +268,15 @@ def load_settings(
     env: Mapping[str, str],
     flags: Mapping[str, object],
     warned: Callable[[str], None] = lambda line: None,
+    *,
+    whole: bool = True,
 ) -> tuple[AgentSettings, tuple[str, ...], dict[str, str]]:
     """Settings, warnings (one line each) and where each value came from.
 
     `flags` has field names to values, None: not given. Unknown keys of the file and unknown
     `WATTLINE_AGENT_*` variables warn; a value that cannot be used is an InputError. `warned` gets
-    each warning at once: a misspelt name may be why the settings are then refused.
+    each warning at once: a misspelt name may be why the settings are then refused. whole False:
+    settings that the agent cannot run with are taken too, see `check_whole`.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(SETTINGS, "default")
@@ -309,7 +312,10 @@ def load_settings(
     if not settings.node and settings.pod_source != "kube":
         settings = dataclasses.replace(settings, node=_NAME("node (host's name)", gethostname()))
         origins["node"] = "host's name"
-    _check(settings)
+    if not settings.node:
+        raise InputError("node", "", "give --node or NODE_NAME: pods of this node are asked for")
+    if whole:
+        check_whole(settings)
     return settings, tuple(warnings), origins
 
 
@@ -354,16 +360,14 @@ def _unknown(line: str, name: str) -> str:
     return f"{line}{f'; did you mean `{near[0]}`?' if near else ''}"
 
 
-def _check(settings: AgentSettings) -> None:
-    """What no field can tell alone."""
-    if not settings.node:
-        raise InputError("node", "", "give --node or NODE_NAME: pods of this node are asked for")
+def check_whole(settings: AgentSettings) -> None:
+    """InputError for settings that lack something, which no field can tell alone."""
     if settings.mode is Mode.GRANTS and settings.grants is None:
-        raise InputError("grants", None, "give --grants PATH, or --mode annotations")
+        raise InputError("grants", "not given", "give --grants PATH, or --mode annotations")
     if settings.mode is Mode.ANNOTATIONS:
         if settings.safe_default_w is None:
             remedy = "give --safe-default-w WATTS, about 70 % of the product's largest limit"
-            raise InputError("safe_default_w", None, remedy)
+            raise InputError("safe_default_w", "not given", remedy)
         if settings.pod_source == "none":
             raise InputError("pods", "none", "annotations need pods: give kube or file:PATH")
     host, _ = address_of(settings.listen)

@@ -62,14 +62,14 @@ def _settings_options(command: F) -> F:
 
 
 def _settings(
-    config: Path | None, flags: dict[str, object]
+    config: Path | None, flags: dict[str, object], *, whole: bool = True
 ) -> tuple[AgentSettings, dict[str, str]]:
     """The settings and where each came from; warnings are said."""
 
     def warned(line: str) -> None:
         click.echo(f"wattline: {line}", err=True)
 
-    settings, _, origins = load_settings(config, os.environ, flags, warned)
+    settings, _, origins = load_settings(config, os.environ, flags, warned, whole=whole)
     return settings, origins
 
 
@@ -96,13 +96,15 @@ def run(config: Path | None, **flags: object) -> None:
 def check(config: Path | None, output: str, **flags: object) -> None:
     """Say what the agent could and could not do on this node. Writes nothing.
 
+    Without any settings it looks at the GPUs and the kubelet all the same.
+
     Exit code 0: it could do its work. 1: something stands in its way.
     """
     from wattline.agent import check as checks
     from wattline.agent.status import table
     from wattline.cli.agent_run import sources_to_check
 
-    settings, _ = _settings(config, flags)
+    settings, _ = _settings(config, flags, whole=False)
     rows = checks.check(settings, sources_to_check(settings))
     if output == "json":
         document = [
@@ -173,7 +175,10 @@ def _why_option(command: F) -> F:
 @_state_dir_option
 @_why_option
 def hold(state_dir: Path, why: str) -> None:
-    """Obey no raise until `resume`; lowerings and brakes are still obeyed."""
+    """Obey no raise until `resume`.
+
+    Lowerings and brakes are still obeyed.
+    """
     from wattline.agent.commands import Hold
 
     _ask(state_dir, Hold(by=_user(), why=why))
@@ -185,7 +190,10 @@ def hold(state_dir: Path, why: str) -> None:
 @_state_dir_option
 @_why_option
 def pin(gpu: str, watts: float, state_dir: Path, why: str) -> None:
-    """Keep GPU (index or UUID) at WATTS until `resume`; never above what it holds."""
+    """Keep GPU at WATTS until `resume`.
+
+    GPU is an index or a UUID. WATTS may not be more than the GPU holds: `status` shows that.
+    """
     from wattline.agent.commands import Pin
 
     _ask(state_dir, Pin(by=_user(), why=why, gpu=gpu, watts=watts))
@@ -195,7 +203,11 @@ def pin(gpu: str, watts: float, state_dir: Path, why: str) -> None:
 @click.argument("gpu", required=False)
 @_state_dir_option
 def resume(gpu: str | None, state_dir: Path) -> None:
-    """End the pin of GPU; without GPU every pin, the hold, and a brake called by hand."""
+    """End a pin, or all that a person ordered.
+
+    With GPU: its pin. Without: every pin, the hold, and with annotations a brake called by hand;
+    under grants GPUs stay at their brake watts until they get new grants.
+    """
     from wattline.agent.commands import Resume
 
     _ask(state_dir, Resume(by=_user(), gpu=gpu))
@@ -205,7 +217,10 @@ def resume(gpu: str | None, state_dir: Path) -> None:
 @click.argument("gpu", required=False)
 @_state_dir_option
 def restore(gpu: str | None, state_dir: Path) -> None:
-    """Give the original limit of GPU back, without GPU all, as far as nothing is overbooked."""
+    """Give original limits back, of GPU or of all.
+
+    Never above what a GPU holds: under grants a grant must book its original limit first.
+    """
     from wattline.agent.commands import Restore
 
     _ask(state_dir, Restore(by=_user(), gpu=gpu))
@@ -214,7 +229,10 @@ def restore(gpu: str | None, state_dir: Path) -> None:
 @agent.command(epilog="Example: wattline agent brake")
 @_state_dir_option
 def brake(state_dir: Path) -> None:
-    """All GPUs to their brake watts, now; `resume` ends it."""
+    """Take all GPUs to their brake watts, now.
+
+    With annotations `resume` ends it, under grants new grants do.
+    """
     from wattline.agent.commands import Brake
 
     _ask(state_dir, Brake(by=_user()))

@@ -293,3 +293,10 @@ def test_a_rival(place: Place) -> None:
     place.pods = Pods([Pod("dynamo", "power-agent-abcde", "uid", None)])
     assert place.one("dynamo power agent").level is Level.FAIL
     assert place.one("dynamo power agent", take_over=True).level is Level.WARN
+
+
+def test_what_is_missing_in_the_settings_is_one_finding_among_others(place: Place) -> None:
+    row = place.one("settings", grants=None)
+    assert row.level is Level.FAIL
+    assert "--grants PATH" in row.found
+    assert place.one("gpu 0", grants=None).level is Level.OK

@@ -300,7 +300,9 @@ def test_refused_grants_are_said_with_reason_and_age_until_good_ones_come(tmp_pa
         assert_eventually(lambda: node.picture().not_ready == (), "ready")
         (node.grants / "n1.json").write_bytes(b'{"protocol": 1, "no')
         [why] = assert_eventually(lambda: node.picture().not_ready, "said")
-        assert re.match(r"grants refused for \d+ s \(last good \d+ s ago\): .*no whole JSON", why)
+        assert re.match(
+            r"the newest grants are refused \(last good \d+ s ago\) for \d+ s: .*no whole", why
+        )
         assert node.limits() == [400.0, 400.0]
         node.granted(390.0, 390.0)
         assert_eventually(lambda: node.picture().not_ready == (), "ready again")
