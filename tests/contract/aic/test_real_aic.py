@@ -11,16 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from build_predictor import find
 
 from wattline.catalog import engine_profile
 from wattline.controller.model_engines import profile_of
 from wattline.core.engine import ForwardPass
 from wattline.core.fleet import Pool, Role
-from wattline.drivers.aic import Aic, AicError, Request, Table, installed
+from wattline.drivers.aic import Aic, AicError, Request, Table
 
-ROOT = Path(__file__).parents[3]
-VERSION = "0.12.0"
-PLACE = ROOT / ".cache" / f"aiconfigurator-{VERSION}"
 POOL = Pool(
     name="pool",
     deployment="one",
@@ -49,13 +47,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(name="python", scope="module")
 def _python() -> Path:
-    given = os.environ.get("WATTLINE_AIC_PYTHON")
-    python = PLACE / "bin" / "python" if given is None else Path(given)
-    if not python.exists() or installed(python) is None:
-        reason = (
-            f"no AIConfigurator at {python}: python -m venv {PLACE} && "
-            f"{PLACE}/bin/pip install aiconfigurator=={VERSION}, or set WATTLINE_AIC_PYTHON"
-        )
+    python = find()
+    if python is None:
+        reason = "the real AIConfigurator: `python tests/contract/aic/build_predictor.py`"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)

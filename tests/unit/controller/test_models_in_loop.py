@@ -69,7 +69,7 @@ def test_engines_change_between_ticks_and_every_decision_replays(
     outcome = replay(recording)
     assert outcome.difference is None
     assert outcome.decisions > 10
-    engines = []
+    engines: list[object] = []
     for tick in recording.ticks():
         if not engines or tick.header.settings.engines != engines[-1]:
             engines.append(tick.header.settings.engines)
