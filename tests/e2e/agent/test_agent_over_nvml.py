@@ -339,3 +339,26 @@ def test_pods_of_the_kubelet_get_their_limits_and_originals_come_back(node: Node
 
 def reasons(node: Node) -> dict[str, str | None]:
     return {entry.gpu: entry.facts.reason for entry in node.report().gpus}
+
+
+def test_check_needs_no_settings_and_writes_nothing(tmp_path: Path, node: Node) -> None:
+    node.gpus.write_limit(2, 450.0)
+    before = [node.gpus.changes(gpu) for gpu in node.uuids]
+    files = sorted(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [*WATTLINE, "agent", "check", "--state-dir", str(node.state), "--listen", "127.0.0.1:0"],
+        env={**os.environ, **node.virtual.env},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("fail  settings") and "--grants" in line for line in lines)
+    assert any(line.startswith("ok    gpu 2") and "enforced 450 W" in line for line in lines)
+    for gpu in node.uuids:
+        for group in (Group.LIMIT_WRITE, Group.CLOCK_WRITE):
+            assert node.gpus.calls(gpu, group) == 0
+    assert [node.gpus.changes(gpu) for gpu in node.uuids] == before
+    assert sorted(tmp_path.rglob("*")) == files
