@@ -33,8 +33,8 @@ class Proxy(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, target: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, target: str, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.target = urlsplit(target)
         self.mode = Mode.PASS
         self.frozen_s = 0.0
@@ -54,6 +54,10 @@ class Proxy(ThreadingHTTPServer):
         """Behave so from now on. STALE: answer as of now from now on."""
         self.frozen_s = time.time()
         self.mode = mode
+
+    def again(self) -> Proxy:
+        """After `close`: another one at the same address."""
+        return Proxy(self.target.geturl(), self.server_address[1])
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that give up are what is wanted here."""

@@ -35,6 +35,8 @@ SHED = 529
 """What a frontend answers when all workers are busy; 503: a worker that it chose is not there."""
 REST_S, HOLDS_S = 60.0, 60.0
 LOOK_S = 0.1
+UNDER_WAY_S = 2.0
+"""Requests sent so long before a fault may be under way when it comes."""
 _SMALL_DISK = "size=8m,mode=700"
 
 
@@ -217,12 +219,11 @@ class Load:
         self._process.kill()
         self._process.wait()
 
-    def count(self, outcome: Outcome) -> None:
-        """Fill in what became of the requests that were sent in the outcome's window."""
-        began_s, ended_s = (at_s - self.start_s for at_s in outcome.window)
+    def count(self, outcome: Outcome, from_s: float, to_s: float) -> None:
+        """Fill in what became of the requests that were sent between these times."""
         for row in self.rows():
-            if not began_s - 2.0 <= row.planned_s <= ended_s:
-                continue  # two seconds before: what was under way when the fault came
+            if not from_s <= row.planned_s + self.start_s <= to_s:
+                continue
             outcome.sent += 1
             outcome.shed += row.status == SHED
             if row.status not in (OK, SHED):
@@ -378,8 +379,13 @@ class Harness:
     def finish(self) -> None:
         """Count requests, once those of the last window had time to end."""
         time.sleep(3.0)
-        for outcome in self.outcomes:
-            self.traffic.count(outcome)
+        for outcome, later in pairwise([*self.outcomes, None]):
+            assert outcome is not None
+            began_s, ended_s = outcome.window
+            if later is not None:
+                # What is under way when the next fault comes is that one's.
+                ended_s = min(ended_s, later.window[0] - UNDER_WAY_S)
+            self.traffic.count(outcome, began_s - UNDER_WAY_S, ended_s)
 
 
 def _prefill_threshold(body: bytes) -> float | None:
