@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from wattline.agent.actuator import Actuator
 from wattline.agent.gpus import GpuEntry
@@ -10,6 +11,7 @@ from wattline.agent.grant_source import GrantsRefused
 from wattline.agent.metric_catalogue import counter_key
 from wattline.agent.snapshot import Reason
 from wattline.drivers.grant_files import GpuGrant, GrantFile
+from wattline.grants.messages import Grant
 from wattline.grants.node_state import Outcome
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class GrantedLimits:
         self.unknown = tuple(elsewhere)
 
     def _grant(self, message: GpuGrant, now_s: float) -> Outcome:
-        actuator, grant = self._actuator, message.grant
+        actuator, grant = self._actuator, self._writable(message.grant)
         entry = actuator.entries.get(grant.gpu)
         was_restored = entry is not None and entry.known and self._is_restored(entry)
         outcome = actuator.node.on_grant(grant, now_s)
@@ -89,6 +91,16 @@ class GrantedLimits:
             )
         entry.clock.wanted = message.clock_mhz
         return outcome
+
+    def _writable(self, grant: Grant[str]) -> Grant[str]:
+        """The grant as far as the driver can write it: no more is held than can be enforced."""
+        down = self._actuator.settings.writable_w
+        return replace(
+            grant,
+            watts=down(grant.watts),
+            brake_w=down(grant.brake_w),
+            expiry_w=None if grant.expiry_w is None else down(grant.expiry_w),
+        )
 
     def _is_restored(self, entry: GpuEntry) -> bool:
         return self._actuator.node.state(entry.uuid).restored

@@ -96,15 +96,16 @@ class Operator:
     def _pin(self, command: Pin) -> Answer:
         entry = self._entry(command.gpu)
         held_w = self._actuator.node.held_w(entry.uuid)
-        if not self._actuator.node.pin(entry.uuid, command.watts):
+        watts = self._actuator.settings.writable_w(command.watts)
+        if not self._actuator.node.pin(entry.uuid, watts):
             low_w = self._actuator.node.state(entry.uuid).min_mw / 1000
             return Answer(
                 False, f"give {low_w:g} W to {held_w:g} W: no more is held by {entry.uuid}"
             )
         entry.orphan = entry.orphan or not entry.ours
         entry.ours, entry.releasing = True, False
-        entry.record = replace(entry.record, pinned_w=command.watts, let_go=False)
-        return Answer(True, f"{entry.uuid} stays at {command.watts:g} W until it is resumed")
+        entry.record = replace(entry.record, pinned_w=watts, let_go=False)
+        return Answer(True, f"{entry.uuid} stays at {watts:g} W until it is resumed")
 
     def _resume(self, command: Resume) -> Answer:
         actuator = self._actuator

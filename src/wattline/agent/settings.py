@@ -14,6 +14,7 @@ from typing import Any
 
 from wattline.agent.snapshot import Mode
 from wattline.core.errors import InputError
+from wattline.drivers.gpu.open import WHOLE_WATTS
 
 ENV_PREFIX = "WATTLINE_AGENT_"
 CONFIG_ENV = "WATTLINE_AGENT_CONFIG"
@@ -152,6 +153,10 @@ class AgentSettings:
         if self.pods != "auto":
             return self.pods
         return "kube" if self.mode is Mode.ANNOTATIONS else "none"
+
+    def writable_w(self, watts: float) -> float:
+        """`watts` as the driver can write them: never more."""
+        return float(math.floor(watts)) if self.driver in WHOLE_WATTS else watts
 
     @property
     def control_socket(self) -> Path:

@@ -359,3 +359,17 @@ def test_a_gpu_that_has_gone_is_faulty_and_its_index_is_another_ones(tmp_path: P
         assert about == ["wattline_agent_gpu_info", "wattline_agent_gpu_faulty"]
         applied = [line for line in page if line.startswith("dynamo_power_agent_applied_limit")]
         assert applied == ['dynamo_power_agent_applied_limit_watts{gpu="0"} 300.0']
+
+
+def test_a_driver_of_whole_watts_is_granted_whole_watts(tmp_path: Path) -> None:
+    with bench(tmp_path, settings={"driver": "dcgm"}) as node:
+        agent = node.start()
+        node.known()
+        sequence = node.grant(400.7, 400.0, brake_w=250.9)
+        node.acted(sequence)
+        assert (node.limits(), node.view(0).held_w) == ([400.0, 400.0], 400.0)
+        assert agent.submit(Pin(by="ada", why="hot", gpu="0", watts=300.5)).done
+        assert_eventually(lambda: node.limits() == [300.0, 400.0], "pinned")
+        agent.call_brake("signal", "SIGUSR1")
+        assert_eventually(lambda: node.limits() == [250.0, 250.0], "braked")
+        assert node.view(0).rival_w is None

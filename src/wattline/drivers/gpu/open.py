@@ -8,6 +8,9 @@ from wattline.drivers.gpu.device import GpuDriver
 DRIVERS = ("nvml", "dcgm", "simulated")
 """Names that `open_driver` knows."""
 
+WHOLE_WATTS = frozenset({"dcgm"})
+"""Drivers that write whole watts only: more exactly wanted limits would never be read back."""
+
 
 def open_driver(name: str, *, dcgm_host: str = "localhost", dcgm_port: int = 5555) -> GpuDriver:
     """Open a driver; `dcgm_host` and `dcgm_port` say where the DCGM host engine listens.
