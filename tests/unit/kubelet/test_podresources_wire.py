@@ -123,7 +123,7 @@ def test_unknown_fields_of_every_kind_are_passed_over() -> None:
         (b"\x02\x00", "field number 0"),
         (b"\x0a" + b"\xff" * 10, "a number of more than 10 bytes"),
         (b"\x0a\x05abc", "5 bytes announced"),
-        (b"\x09abc", "fixed-width"),
+        (b"\x09abc", "8 bytes announced"),
         (b"\x0a\x80", "cut short in a number"),
         (bytes(MAX_ANSWER_BYTES + 1), "not read"),
     ],

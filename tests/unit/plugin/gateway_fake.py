@@ -18,7 +18,7 @@ from wattline.drivers.dynamo.plugin.messages import (
     decode_stage_response,
     encode_stage_request,
 )
-from wattline.drivers.dynamo.plugin.wire import Writer, read_fields
+from wattline.drivers.protobuf import Writer, read_fields
 
 
 def texts(data: bytes) -> dict[int, str]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wattline.drivers.dynamo.plugin import messages as m
-from wattline.drivers.dynamo.plugin.wire import WireError
+from wattline.drivers.protobuf import WireError
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "dynamo_plugin_messages.json"
 CASES: dict[str, Any] = json.loads(VECTORS.read_text())["messages"]

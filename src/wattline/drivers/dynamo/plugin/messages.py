@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from wattline.drivers.dynamo.plugin.wire import (
+from wattline.drivers.protobuf import (
     WireError,
     Writer,
     as_bool,

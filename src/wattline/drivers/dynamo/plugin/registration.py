@@ -25,7 +25,7 @@ from wattline.drivers.dynamo.plugin.messages import (
     encode_unregister,
 )
 from wattline.drivers.dynamo.plugin.server import import_grpc, split_address
-from wattline.drivers.dynamo.plugin.wire import WireError
+from wattline.drivers.protobuf import WireError
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from wattline.drivers.dynamo.plugin.messages import (
     encode_stage_response,
 )
 from wattline.drivers.dynamo.plugin.state_file import Seen
-from wattline.drivers.dynamo.plugin.wire import WireError
+from wattline.drivers.protobuf import WireError
 
 log = logging.getLogger(__name__)
 

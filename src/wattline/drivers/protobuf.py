@@ -1,8 +1,8 @@
-"""Protobuf's wire format, as much of it as the plugin protocol uses; no generated code.
+"""Protobuf's wire format, as much of it as our protocols use; no generated code.
 
-Source: the encoding chapter of protobuf.dev. A message is read as its fields in order; the last one
-of a number wins, unknown numbers are passed over, and a field of another wire type than its number
-has in the schema is refused.
+Source: the encoding chapter of protobuf.dev. A message is read as its fields in order. What a field
+means, and whether another wire type than its number has in the schema is refused or passed over, is
+for the reader of a message to say.
 """
 
 from __future__ import annotations
@@ -24,6 +24,18 @@ class WireError(ValueError):
 
 def read_fields(data: bytes) -> Iterator[tuple[int, Value]]:
     """Fields of a message as (number, value)."""
+    return ((number, value) for number, _, value in _fields(data))
+
+
+def read_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Length-delimited fields of a message; numbers and fixed fields are passed over."""
+    for number, kind, value in _fields(data):
+        if kind == _LENGTH_DELIMITED and isinstance(value, bytes):
+            yield number, value
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, Value]]:
+    """Number, wire type and value of each field."""
     at = 0
     while at < len(data):
         key, at = _read_varint(data, at)
@@ -32,7 +44,7 @@ def read_fields(data: bytes) -> Iterator[tuple[int, Value]]:
             raise WireError(f"field number 0 at byte {at}")
         if kind == _VARINT:
             value, at = _read_varint(data, at)
-            yield number, value
+            yield number, kind, value
             continue
         if kind == _LENGTH_DELIMITED:
             length, at = _read_varint(data, at)
@@ -43,7 +55,7 @@ def read_fields(data: bytes) -> Iterator[tuple[int, Value]]:
         end = at + length
         if end > len(data):
             raise WireError(f"{length} bytes announced at byte {at}, {len(data) - at} there")
-        yield number, data[at:end]
+        yield number, kind, data[at:end]
         at = end
 
 
@@ -54,10 +66,10 @@ def as_message(value: Value) -> bytes:
     return value
 
 
-def as_text(value: Value) -> str:
-    """UTF-8 text of at most 4096 bytes."""
+def as_text(value: Value, most_bytes: int = _MAX_TEXT_BYTES) -> str:
+    """UTF-8 text of at most so many bytes."""
     data = as_message(value)
-    if len(data) > _MAX_TEXT_BYTES:
+    if len(data) > most_bytes:
         raise WireError(f"a text of {len(data)} bytes")
     try:
         return str(data, "utf-8")
