@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import statistics
 import sys
@@ -35,8 +36,9 @@ RUN = (sys.executable, "-c", "from wattline.cli.main import main; main()", "run"
 MODEL = "bench"
 BUDGET_W = 4000.0
 LOOK_S = 0.002
-SETTLED_S = 20.0
-"""Time between two shifts: the plan stands still well before."""
+SETTLED_S = 18.0
+"""Least time between two shifts: the plan stands still well before. Up to 1.6 s come on top, so that
+shifts meet a tick at any of its times."""
 MOVED_W = 5.0
 """A limit that moved by less is a neighbouring cap, no shift."""
 
@@ -328,7 +330,9 @@ def main() -> None:
     try:
         with running(folder, load, given.tick_s) as node:
             time.sleep(2.0 * SETTLED_S)
+            draw = random.Random(1)
             for number in range(given.shifts):
+                time.sleep(draw.uniform(0.0, 1.6))
                 flow = DECODE_HEAVY if number % 2 == 0 else PREFILL_HEAVY
                 began_s, watcher = measured(node, load, flow)
                 shown_s = load.shown_s
