@@ -14,7 +14,8 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from wattline.core.calibration.state import RoleCalibration
 from wattline.core.calibration.terms import CalibrationSettings
@@ -28,24 +29,35 @@ from wattline.sim.policies.registry import StartingPolicy
 from wattline.sim.runs import Job, build_policy
 from wattline.sim.scenario import load
 
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run: `time` and `watts` are those of the plant over those of the model."""
+
+    scenario: str
+    objective: Literal["throughput", "energy"]
+    time: float
+    watts: float = 1.0
+    load: float = 1.0
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+
 CELLS = (
-    ("demo", "throughput", 1.0, 1.0),
-    ("demo", "throughput", 1.3, 1.0),
-    ("demo", "throughput", 0.77, 1.0),
-    ("demo", "throughput", 1.0, 1.3),
-    ("demo", "energy", 1.0, 1.0),
-    ("demo", "energy", 1.3, 1.0),
-    ("demo", "energy", 0.77, 1.0),
-    ("demo", "energy", 1.0, 1.3),
-    ("flash-crowd", "throughput", 1.0, 1.0),
-    ("flash-crowd", "throughput", 1.3, 1.0),
-    ("flash-crowd", "throughput", 0.77, 1.0),
-    ("agg-8b-l40s", "throughput", 1.0, 1.0),
-    ("agg-8b-l40s", "throughput", 1.3, 1.0),
-    ("agg-8b-l40s", "energy", 1.0, 1.0),
-    ("agg-8b-l40s", "energy", 1.3, 1.0),
+    Cell("demo", "throughput", 1.0),
+    Cell("demo", "throughput", 1.3),
+    Cell("demo", "throughput", 0.77),
+    Cell("demo", "energy", 1.0),
+    Cell("demo", "energy", 1.3),
+    Cell("demo", "energy", 1.0, load=0.5),
+    Cell("demo", "energy", 1.3, load=0.5),
+    Cell("demo", "energy", 1.0, watts=1.3, load=0.5),
+    Cell("flash-crowd", "throughput", 1.0, seeds=(1,)),
+    Cell("flash-crowd", "throughput", 1.3, seeds=(1,)),
+    Cell("flash-crowd", "throughput", 0.77, seeds=(1,)),
+    Cell("agg-8b-l40s", "throughput", 1.3, seeds=(1,)),
+    Cell("agg-8b-l40s", "energy", 1.0, seeds=(1,)),
+    Cell("agg-8b-l40s", "energy", 1.3, seeds=(1,)),
 )
-"""Scenario, objective, real time and real watts over those of the model."""
 
 
 @dataclass(frozen=True)
@@ -118,93 +130,86 @@ def main() -> None:
     options = parser.parse_args()
     wanted = None if options.scenarios is None else options.scenarios.split(",")
     rows: list[dict[str, Any]] = []
-    print(
-        "| scenario | objective | time | watts | attainment off | on | goodput/s off | on |", end=""
-    )
-    print(" J/token off | on | cap writes/h off | on | factors (mean) | drifts |")
-    print(f"|{'---|' * 14}")
-    for name, objective, time, watts in CELLS:
-        if wanted is not None and name not in wanted:
+    print("| scenario | objective | load | time | watts | seeds | attainment off | on |", end="")
+    print(" worst, best seed | J/token off | on | cap writes/h off | on | factors | drifts |")
+    print(f"|{'---|' * 15}")
+    for cell in CELLS:
+        if wanted is not None and cell.scenario not in wanted:
             continue
-        off = measured(name, objective, time, watts, calibrated=False)
-        on = measured(name, objective, time, watts, calibrated=True)
-        rows += [off, on]
-        print(line(off, on), flush=True)
+        off = [measured(cell, seed, calibrated=False) for seed in cell.seeds]
+        on = [measured(cell, seed, calibrated=True) for seed in cell.seeds]
+        rows += [*off, *on]
+        print(line(cell, off, on), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measured(
-    name: str, objective: str, time: float, watts: float, *, calibrated: bool
-) -> dict[str, Any]:
+def measured(cell: Cell, seed: int, *, calibrated: bool) -> dict[str, Any]:
     """One run in figures."""
-    experiment = other(prepare(load(name), Traffic()), objective, time, watts, calibrated)
+    plain = prepare(load(cell.scenario), Traffic(scale_load=cell.load), seed=seed)
+    experiment = other(plain, cell, calibrated)
     budget_w = experiment.budget_w(None)
     policy = _Watched(build_policy(experiment, Job("wattline", budget_w)))
     result = ClosedLoop(experiment, policy, budget_w=budget_w).run().result
     figures = asdict(result)
-    kept = (
-        "slo_attainment",
-        "goodput_rps",
-        "j_per_token",
-        "cap_writes_per_hour",
-        "rejected",
-        "over_budget_enforced_ws",
-    )
     return {
-        "scenario": name,
-        "objective": objective,
-        "time": time,
-        "watts": watts,
+        **asdict(cell),
+        "seed": seed,
         "calibrated": calibrated,
-        **{key: figures[key] for key in kept},
+        **{key: figures[key] for key in FIGURES},
         "factors": factors(policy.ticks),
         "drifts": policy.drifts,
     }
 
 
-def other(
-    experiment: Experiment, objective: str, time: float, watts: float, calibrated: bool
-) -> Experiment:
+def other(experiment: Experiment, cell: Cell, calibrated: bool) -> Experiment:
     """The experiment with a plant that is not as modelled."""
     settings = replace(
         experiment.settings,
-        objective=objective,  # type: ignore[arg-type]
+        objective=cell.objective,
         calibration=CalibrationSettings() if calibrated else None,
     )
     engines: tuple[EngineModel, ...] = experiment.plant_engines
-    if (time, watts) != (1.0, 1.0):
-        engines = tuple(OtherEngine(engine, time, watts) for engine in engines)
+    if (cell.time, cell.watts) != (1.0, 1.0):
+        engines = tuple(OtherEngine(engine, cell.time, cell.watts) for engine in engines)
     return replace(experiment, settings=settings, plant_engines=engines)
 
 
-def factors(ticks: list[tuple[RoleCalibration, ...]]) -> dict[str, dict[str, float]]:
+def factors(ticks: list[tuple[RoleCalibration, ...]]) -> dict[str, float]:
     """Mean over the run of each factor that a role has, as followed."""
     kinds = {"prefill": ("ttft", "power"), "decode": ("itl", "power")}
-    found = {}
-    for index, entry in enumerate(ticks[-1] if ticks else ()):
-        found[str(entry.role)] = {
-            kind: round(sum(getattr(t[index].factors, kind) for t in ticks) / len(ticks), 3)
-            for kind in kinds.get(str(entry.role), ("ttft", "itl", "power"))
-        }
-    return found
+    return {
+        f"{entry.role} {kind}": sum(getattr(t[index].factors, kind) for t in ticks) / len(ticks)
+        for index, entry in enumerate(ticks[-1] if ticks else ())
+        for kind in kinds.get(str(entry.role), ("ttft", "itl", "power"))
+    }
 
 
-def line(off: dict[str, Any], on: dict[str, Any]) -> str:
-    """A row of the table."""
-    shown = "; ".join(
-        f"{role} {', '.join(f'{kind} {value:.2f}' for kind, value in kinds.items())}"
-        for role, kinds in on["factors"].items()
+def line(cell: Cell, off: list[dict[str, Any]], on: list[dict[str, Any]]) -> str:
+    """A row of the table: means over the seeds."""
+    changes = [
+        100.0 * (b["slo_attainment"] - a["slo_attainment"]) for a, b in zip(off, on, strict=True)
+    ]
+    shown = ", ".join(
+        f"{name} {fmean(run['factors'][name] for run in on):.2f}" for name in on[0]["factors"]
     )
-    cells = [off["scenario"], off["objective"], f"{off['time']:g}", f"{off['watts']:g}"]
-    for key, form in (
-        ("slo_attainment", ".4f"),
-        ("goodput_rps", ".3f"),
-        ("j_per_token", ".4f"),
-        ("cap_writes_per_hour", ".0f"),
-    ):
-        cells += [format(off[key], form), format(on[key], form)]
-    return f"| {' | '.join([*cells, shown, str(on['drifts'])])} |"
+    cells = [cell.scenario, cell.objective, f"{cell.load:g}", f"{cell.time:g}", f"{cell.watts:g}"]
+    cells.append(str(len(off)))
+    cells += [f"{100.0 * fmean(run['slo_attainment'] for run in runs):.1f} %" for runs in (off, on)]
+    cells.append(f"{min(changes):+.1f}, {max(changes):+.1f}")
+    for key, form in (("j_per_token", ".3f"), ("cap_writes_per_hour", ".0f")):
+        cells += [format(fmean(run[key] for run in runs), form) for runs in (off, on)]
+    return f"| {' | '.join([*cells, shown, str(sum(run['drifts'] for run in on))])} |"
+
+
+FIGURES = (
+    "slo_attainment",
+    "goodput_rps",
+    "j_per_token",
+    "cap_writes_per_hour",
+    "rejected",
+    "over_budget_enforced_ws",
+)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
 
-import numpy as np
-
 from wattline.core.calibration.drift import Served, late, violation
 from wattline.core.calibration.factors import (
     RIGHT,
@@ -21,6 +19,7 @@ from wattline.core.calibration.factors import (
     tightening,
 )
 from wattline.core.calibration.predict import Predicted, handover_s, predict
+from wattline.core.calibration.sight import SAME_W, PoolSight
 from wattline.core.calibration.state import (
     DeploymentCalibration,
     Pegged,
@@ -28,85 +27,14 @@ from wattline.core.calibration.state import (
     SteadyPool,
 )
 from wattline.core.calibration.terms import CalibrationSettings
-from wattline.core.engine import EngineModel
 from wattline.core.fleet import Role, Setting, Slo
 from wattline.core.mix import Mix
-from wattline.core.snapshot import DemandView, GpuTable, PoolView
-from wattline.core.transition import Bools, Floats, GpuArrays, Ints
+from wattline.core.snapshot import DemandView
 
-# Limits that differ by less are one limit.
-_SAME_W = 1.0
 # A pool has to stand still for as long as a mean answer takes at its target, within these bounds.
 _LEAST_HOLD_S, _MOST_HOLD_S = 2.0, 60.0
 # TTFT tells of a replica's speed only while at most this share of it is spent behind other prompts.
 _CALM = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSight:
-    """One pool as the GPU table shows it.
-
-    limit_w and clock: of all serving GPUs, None where they differ or are not known. draw_w: mean
-    over the serving GPUs whose draw is known, None if there is none; metered: their number.
-    slowed: a serving GPU is slowed by heat or hardware, which no model knows of.
-    """
-
-    role: Role
-    engine: EngineModel
-    view: PoolView
-    limit_w: float | None
-    clock: float
-    draw_w: float | None
-    metered: int
-    slowed: bool
-
-
-def sights(
-    gpus: GpuTable,
-    arrays: GpuArrays,
-    views: Sequence[PoolView],
-    roles: Sequence[Role],
-    engines: Sequence[EngineModel],
-) -> list[PoolSight]:
-    """Every pool of the fleet, in order."""
-    count = len(views)
-    ready, owner = arrays.ready, arrays.pool
-    serving = np.bincount(owner[ready], minlength=count)
-    reported = ready & ~arrays.silent
-    known_limits = np.bincount(owner[reported], minlength=count)
-    low_w, high_w = _bounds(arrays.enforced_w, owner, reported, count)
-    slow_clock, fast_clock = _bounds(arrays.clock, owner, ready, count)
-    slowest, _ = _bounds(arrays.derate, owner, ready, count)
-    draw = np.array(gpus.draw_w, dtype=np.float64)
-    known = ready & np.isfinite(draw)
-    metered = np.bincount(owner[known], minlength=count)
-    drawn = np.bincount(owner[known], weights=draw[known], minlength=count)
-    found = []
-    for pool, view in enumerate(views):
-        alike = 0 < serving[pool] == known_limits[pool]
-        alike = alike and high_w[pool] - low_w[pool] <= _SAME_W
-        alike = alike and slow_clock[pool] == fast_clock[pool]
-        found.append(
-            PoolSight(
-                role=roles[pool],
-                engine=engines[pool],
-                view=view,
-                limit_w=round(float(high_w[pool]), 3) if alike else None,
-                clock=float(fast_clock[pool]) if alike else 1.0,
-                draw_w=float(drawn[pool] / metered[pool]) if metered[pool] else None,
-                metered=int(metered[pool]),
-                slowed=bool(slowest[pool] < 1.0),
-            )
-        )
-    return found
-
-
-def _bounds(values: Floats, owner: Ints, among: Bools, count: int) -> tuple[Floats, Floats]:
-    """Least and largest value per pool, of the GPUs `among`; infinite where there are none."""
-    low, high = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(low, owner[among], values[among])
-    np.maximum.at(high, owner[among], values[among])
-    return low, high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +82,7 @@ def _steady(before: Sequence[SteadyPool], tick: Tick) -> tuple[SteadyPool, ...]:
             old is not None
             and old.limit_w is not None
             and pool.limit_w is not None
-            and abs(old.limit_w - pool.limit_w) <= _SAME_W
+            and abs(old.limit_w - pool.limit_w) <= SAME_W
             and old.clock == pool.clock
         )
         if old is not None and same:
@@ -246,6 +174,11 @@ def _compared(
 ) -> RoleCalibration:
     """Add what the pools of one role (`own`, by index) show beside what was predicted of them."""
     ttft_s, itl_s = _latencies(entry.role, own, made, tick)
+    recent_s = _recent_s(entry.itl_recent_s, itl_s, tick)
+    if itl_s is not None and recent_s is not None:
+        # Answers that end now were made with the batches since they began: while load falls, the
+        # present batch would make the model look too fast.
+        itl_s = max(itl_s, recent_s)
     ttft = entry.ttft.plus(mean_ttft_s(tick.view), ttft_s, ended)
     queue_s = entry.queue_s
     if ttft is not entry.ttft:
@@ -263,9 +196,18 @@ def _compared(
         entry,
         ttft=ttft,
         queue_s=round(queue_s, 9),
+        itl_recent_s=recent_s,
         itl=entry.itl.plus(mean_itl_s(view), itl_s, ended),
         power=entry.power.plus(drawn, predicted, view.window_s if metered else 0.0),
     )
+
+
+def _recent_s(recent_s: float | None, itl_s: float | None, tick: Tick) -> float | None:
+    """The predicted ITL, faded over as long as a mean answer takes."""
+    if itl_s is None or recent_s is None:
+        return itl_s if recent_s is None else recent_s
+    kept = _answer_s(tick) / (_answer_s(tick) + tick.view.window_s)
+    return round(itl_s + (recent_s - itl_s) * kept, 9)
 
 
 def _latencies(
@@ -374,6 +316,7 @@ def _followed(entry: RoleCalibration, terms: CalibrationSettings, tick: Tick) ->
     return RoleCalibration(
         role=entry.role,
         factors=factors,
+        itl_recent_s=entry.itl_recent_s,
         calm=calm,
         in_force=Factors(
             ttft=_in_force(old.ttft, factors.ttft, terms.step) if terms.apply_latency else 1.0,

@@ -57,6 +57,7 @@ class RoleCalibration:
     """One role of a deployment.
 
     factors: as followed; in_force: as applied, 1 or more. ttft, itl, power: the open window.
+    itl_recent_s: the predicted ITL, faded over as long as an answer takes (None: none so far).
     queue_s: sum of what the open window's predicted TTFTs owe to the queue; calm: closed windows in
     a row in which that was little. windows: closed ones from which something was learned; pegged:
     those that ended at a clamp.
@@ -68,6 +69,7 @@ class RoleCalibration:
     ttft: Sums = _NOTHING
     itl: Sums = _NOTHING
     power: Sums = _NOTHING
+    itl_recent_s: float | None = None
     queue_s: float = 0.0
     calm: int = 0
     windows: int = 0

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wattline.core.calibration.factors import RIGHT, RoleFactors
-from wattline.core.calibration.learn import PoolSight, Tick, first, learn, sights
+from wattline.core.calibration.learn import Tick, first, learn
+from wattline.core.calibration.sight import PoolSight, sights
 from wattline.core.calibration.state import DeploymentCalibration
 from wattline.core.demand import Demand, outage_reason
 from wattline.core.derive import Layout
