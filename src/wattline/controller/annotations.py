@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 REPORT_LAG_S = 60.0
 """A report may be from before the annotation that is read now: Dynamo's agent looks every 15 s, its
 DCGM exporter every 30 s, Prometheus every 15 s (NVIDIA Dynamo 1.6.1, DCGM exporter 4.5)."""
+_LONGEST_PAUSE_S = 300.0
 _NO_FREE_WATTS = "no_free_watts"
 
 
@@ -79,21 +80,22 @@ class _Pool:
     held: int = 0
     seen: list[tuple[float, float | None]] = field(default_factory=list)
 
-    def note(self, now_s: float, watts: float | None) -> None:
-        """What its pods have now."""
+    def note(self, now_s: float, watts: float | None, keep_s: float) -> None:
+        """What its pods have now; what was before is kept for `keep_s`."""
         if not self.seen or self.seen[-1][1] != watts:
             self.seen.append((now_s, watts))
+        while len(self.seen) > 1 and self.seen[1][0] <= now_s - keep_s:
+            self.seen.pop(0)
 
     def most_w(self, now_s: float, within_s: float) -> float | None:
         """The largest that its pods had within that time; None: a pod may have had no limit."""
-        if not self.seen:
+        since_s = now_s - within_s
+        if not self.seen or self.seen[0][0] > since_s:
             return None
-        # The entry that was in force when the time began counts as well.
-        while len(self.seen) > 1 and self.seen[1][0] <= now_s - within_s:
-            self.seen.pop(0)
-        if self.seen[0][0] > now_s - within_s:
-            return None
-        values = [watts for _, watts in self.seen]
+        ends = [at_s for at_s, _ in self.seen[1:]] + [now_s + 1.0]
+        values = [
+            watts for (_, watts), end_s in zip(self.seen, ends, strict=True) if end_s > since_s
+        ]
         return None if None in values else max(watts for watts in values if watts is not None)
 
 
@@ -126,6 +128,8 @@ class AnnotationCaps:
         self._objections: tuple[str, ...] = ()
         self._failures: tuple[str, ...] = ()
         self._sent: dict[str, int] = {}
+        self._pause_s = spec.interval_s
+        self._keep_s = max(REPORT_LAG_S, spec.trust_s or 0.0)
         self._booked = tuple(site.product(gpu).max_limit_w for gpu in range(len(site.uuid)))
         self._pools = [
             _Pool(
@@ -165,8 +169,7 @@ class AnnotationCaps:
         """The columns as they stand; takes in what the API server has said since."""
         self._poll(now_s)
         known, assumed = self._known(nodes, now_s)
-        booked, granted = self._columns(known, now_s)
-        self._booked = booked
+        self._booked = booked = self._columns(known, now_s)
         total_w = sum(booked)
         exposure_w = max(0.0, round(total_w - self._budget.usable_w, 3))
         unknown = sum(watts is None for watts in known)
@@ -177,7 +180,9 @@ class AnnotationCaps:
             else []
         )
         return CapsView(
-            granted_w=granted,
+            # What may be in force. Were it what is asked, the plan would take a minute of not
+            # knowing for limits that do not follow, and count their watts as lost.
+            granted_w=booked,
             booked_w=booked,
             clock=(1.0,) * len(booked),
             problems=self._problems(),
@@ -213,12 +218,9 @@ class AnnotationCaps:
                 known[gpu] = watts
         return known, assumed
 
-    def _columns(
-        self, known: Sequence[float | None], now_s: float
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Booked and granted per GPU."""
+    def _columns(self, known: Sequence[float | None], now_s: float) -> tuple[float, ...]:
+        """Booked per GPU."""
         booked = [0.0] * len(known)
-        granted = [0.0] * len(known)
         for pool in self._pools:
             recent_w = pool.most_w(now_s, REPORT_LAG_S)
             for gpu in pool.gpus:
@@ -234,8 +236,7 @@ class AnnotationCaps:
                     recent = pool.largest_w if recent_w is None else recent_w
                     watts = max(limit_w, pool.aim_w, recent)
                 booked[gpu] = min(watts, pool.largest_w)
-                granted[gpu] = booked[gpu] if pool.aim_w is None else float(pool.aim_w)
-        return tuple(booked), tuple(granted)
+        return tuple(booked)
 
     @property
     def idle(self) -> bool:
@@ -249,6 +250,9 @@ class AnnotationCaps:
         if isinstance(outcome, Synced):
             self._take_look(outcome.look, now_s)
             self._failures = outcome.failures
+            # What a policy refuses, it refuses again: no war about it.
+            again_s = 2.0 * self._pause_s if outcome.failures else self._spec.interval_s
+            self._pause_s = min(again_s, max(_LONGEST_PAUSE_S, self._spec.interval_s))
             if outcome.written:
                 log.info("annotations written", extra={"pods": outcome.written})
         elif isinstance(outcome, Failure):
@@ -258,7 +262,7 @@ class AnnotationCaps:
     def _begin(self, now_s: float) -> None:
         """Ask again when it is time, and at once when there is something new to write."""
         aims = {pool.name: pool.aim_w for pool in self._pools if pool.aim_w is not None}
-        due = aims != self._sent or now_s - self._asked_s >= self._spec.interval_s
+        due = aims != self._sent or now_s - self._asked_s >= self._pause_s
         if not due or not self._call.begin(partial(self._writer.sync, aims)):
             return
         self._asked_s, self._sent = now_s, aims
@@ -266,7 +270,7 @@ class AnnotationCaps:
             before = pool.seen[-1][1] if pool.seen else None
             if pool.aim_w is not None and before is not None:
                 # From now on it may be in force, whether or not an answer comes.
-                pool.note(now_s, max(before, float(pool.aim_w)))
+                pool.note(now_s, max(before, float(pool.aim_w)), self._keep_s)
 
     def _take_look(self, look: Look, now_s: float) -> None:
         self._trouble = None
@@ -278,7 +282,8 @@ class AnnotationCaps:
             limits = [pod.watts for pod in pods]
             pool.held = sum(pod.gpus for pod in pods)
             known = [float(watts) for watts in limits if watts is not None]
-            pool.note(now_s, max(known) if known and len(known) == len(limits) else None)
+            most_w = max(known) if known and len(known) == len(limits) else None
+            pool.note(now_s, most_w, self._keep_s)
 
     def _fail(self, why: str) -> None:
         if self._trouble is None:

@@ -12,15 +12,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from wattline.controller.gather import Failure, SlowCall
-from wattline.controller.history_batch import Batch
+from wattline.controller.history_batch import Batch, DemandPart
 from wattline.controller.nodes import NodeWatch
 from wattline.core.settings import Settings
 from wattline.core.state import State
 from wattline.core.warmup import Past, warm_up
 from wattline.drivers.dynamo.sources import DemandReading
+from wattline.drivers.prometheus_catalogue import GpuPower
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class MeterReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryView:
-    """What Prometheus is good for now. age_s: of the newest batch; None: there is none yet.
+    """What Prometheus is good for now. age_s: of the newest whole batch; None: none came yet.
 
     why: while it cannot be asked. demand: deployments that it stands in for, and how old that is.
     warmed: per deployment, bins that were taken over, or why none were.
@@ -111,7 +112,12 @@ class HistoryDesk:
         self._stale_s = stale_s
         self._draw_age_s = draw_age_s
         self._call = SlowCall("prometheus")
-        self._batch: Batch | None = None
+        self._demand: tuple[DemandPart, ...] | None = None
+        self._draw: Mapping[str, GpuPower] = {}
+        self._limit: Mapping[str, GpuPower] = {}
+        self._demand_at_s = self._draw_at_s = self._limit_at_s = 0.0
+        self._whole_s: float | None = None
+        self._missing: tuple[str, ...] = ()
         self._why: str | None = "not asked yet"
         self._asked_s: float | None = None
         self._began_s: float | None = None
@@ -147,18 +153,25 @@ class HistoryDesk:
         return self._interval_s
 
     def _take(self, batch: Batch) -> None:
-        if not batch.reached:
-            self._fail(batch.why[0] if batch.why else "no answer")
+        """Take over what was answered; of the rest, what was known before grows older."""
+        self._missing = batch.why
+        if batch.demand is not None:
+            self._demand, self._demand_at_s = batch.demand, batch.at_s
+        if batch.draw is not None:
+            self._draw, self._draw_at_s = batch.draw, batch.at_s
+        if batch.limit is not None:
+            self._limit, self._limit_at_s = batch.limit, batch.at_s
+        for index, part in enumerate(batch.past or ()):
+            if part.past is not None:
+                self._past[index] = part.past
+            elif index in self._cold:
+                self._warmed[self._names[index]] = part.why or "nothing"
+        if batch.trouble is not None:
+            self._fail(batch.trouble)
             return
         if self._why is not None:
             log.info("Prometheus answers", extra={"url": self._url})
-        self._batch, self._why = batch, None
-        for index in tuple(self._cold):
-            part = batch.past[index] if batch.past else None
-            if part is not None and part.past is not None:
-                self._past[index] = part.past
-            elif part is not None:
-                self._warmed[self._names[index]] = part.why or "nothing"
+        self._why, self._whole_s = None, batch.at_s
 
     def _fail(self, why: str) -> None:
         if self._why is None:
@@ -196,12 +209,12 @@ class HistoryDesk:
         name = self._names[index]
         # From now on it is asked more often, whether or not it has anything.
         self._standing_in.setdefault(name, 0.0)
-        if self._batch is None:
+        if self._demand is None:
             return f"Prometheus: {self._why}"
-        part = self._batch.demand[index]
+        part = self._demand[index]
         if part.view is None:
             return f"Prometheus: {'; '.join(part.why)}"
-        age_s = round(part.view.age_s + max(0.0, now_s - self._batch.at_s), 3)
+        age_s = round(part.view.age_s + max(0.0, now_s - self._demand_at_s), 3)
         self._standing_in[name] = age_s
         return DemandReading(
             view=replace(part.view, age_s=age_s),
@@ -217,15 +230,13 @@ class HistoryDesk:
 
     def draw(self, now_s: float) -> dict[str, MeterReading]:
         """Draw per GPU that is young enough."""
-        return {} if self._batch is None else self._young(self._batch.draw, now_s)
+        return self._young(self._draw, max(0.0, now_s - self._draw_at_s))
 
     def limit(self, now_s: float) -> dict[str, MeterReading]:
         """Limit in force per GPU that is young enough, where it was asked for."""
-        return {} if self._batch is None else self._young(self._batch.limit, now_s)
+        return self._young(self._limit, max(0.0, now_s - self._limit_at_s))
 
-    def _young(self, gpus: Mapping[str, Any], now_s: float) -> dict[str, MeterReading]:
-        assert self._batch is not None
-        since_s = max(0.0, now_s - self._batch.at_s)
+    def _young(self, gpus: Mapping[str, GpuPower], since_s: float) -> dict[str, MeterReading]:
         return {
             uuid: MeterReading(
                 watts=each.draw_w,
@@ -264,12 +275,12 @@ class HistoryDesk:
 
     def view(self, now_s: float) -> HistoryView:
         """As it stands."""
-        batch = self._batch
+        whole_s = self._whole_s
         return HistoryView(
             url=self._url,
-            age_s=None if batch is None else round(max(0.0, now_s - batch.at_s), 3),
+            age_s=None if whole_s is None else round(max(0.0, now_s - whole_s), 3),
             why=self._why,
-            missing=() if batch is None else batch.why,
+            missing=self._missing,
             demand=dict(self._standing_in),
             warmed=dict(self._warmed),
             draw=self.draw(now_s),

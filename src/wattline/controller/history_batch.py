@@ -13,6 +13,7 @@ from pathlib import Path
 from wattline.controller.outside_settings import PrometheusSpec
 from wattline.core.snapshot import DemandView
 from wattline.core.warmup import Past
+from wattline.drivers.dynamo.demand import MOST_REQUESTS, MOST_TOKENS_EACH
 from wattline.drivers.prometheus import (
     Prometheus,
     PrometheusSettings,
@@ -52,17 +53,18 @@ class PastPart:
 class Batch:
     """What one batch gave. at_s: when it was asked, by the controller's clock.
 
-    demand and past: per deployment; past is empty where it was not asked for. draw and limit: per
-    GPU. why: one line per query without a usable answer.
+    demand and past: per deployment. draw and limit: per GPU. Each is None where it was not asked
+    for, or not all of it was answered. why: one line per query without a usable answer. trouble:
+    why not all were answered.
     """
 
     at_s: float
-    demand: tuple[DemandPart, ...]
-    past: tuple[PastPart, ...]
-    draw: Mapping[str, GpuPower]
-    limit: Mapping[str, GpuPower]
+    demand: tuple[DemandPart, ...] | None
+    past: tuple[PastPart, ...] | None
+    draw: Mapping[str, GpuPower] | None
+    limit: Mapping[str, GpuPower] | None
     why: tuple[str, ...]
-    reached: bool
+    trouble: str | None
 
 
 class HistoryReader:
@@ -114,27 +116,34 @@ class HistoryReader:
         older = {each.name: each for each in results[len(queries) :]}
         draw, draw_why = gpu_power(gpus["gpu_power"])
         limit, limit_why = gpu_power(gpus["gpu_limit"]) if self._limits else ((), ())
-        every = zip(self._models, self._namespaces, strict=True)
-        chosen = list(every)
+        chosen = list(zip(self._models, self._namespaces, strict=True))
+        unanswered = [each.missing or "; ".join(each.dropped) for each in results if _lost(each)]
+        demand = tuple(_demand(counts, *which, self._spec.window_s) for which in chosen)
         return Batch(
             at_s=now_s,
-            demand=tuple(_demand(counts, *which, self._spec.window_s) for which in chosen),
-            past=tuple(_past(older, *which) for which in chosen) if older else (),
-            draw={each.uuid: each for each in draw},
-            limit={each.uuid: each for each in limit},
+            demand=None if any(map(_lost, counts.values())) else demand,
+            past=tuple(_past(older, *which) for which in chosen)
+            if older and not any(map(_lost, older.values()))
+            else None,
+            draw=None if _lost(gpus["gpu_power"]) else {each.uuid: each for each in draw},
+            limit={each.uuid: each for each in limit}
+            if self._limits and not _lost(gpus["gpu_limit"])
+            else None,
             why=(
                 *(f"{each.name}: {each.missing}" for each in results if each.missing is not None),
                 *draw_why,
                 *limit_why,
             ),
-            reached=any(
-                each.missing is None or "no such series" in each.missing for each in results
-            ),
+            trouble=unanswered[0] if unanswered else None,
         )
 
     def close(self) -> None:
         """Close all connections."""
         self._prometheus.close()
+
+
+def _lost(result: QueryResult) -> bool:
+    return not result.answered
 
 
 def _one(
@@ -149,7 +158,10 @@ def _one(
         return f"{name}: nothing of model {model}"
     if len(rows) > 1:
         return f"{name}: several namespaces have model {model}: name one"
-    return rows[0].value, rows[0].age_s
+    value = rows[0].value
+    if not 0.0 <= value <= (MOST_TOKENS_EACH if name.endswith("_tokens") else MOST_REQUESTS):
+        return f"{name}: {value:.3g} cannot be"
+    return value, rows[0].age_s
 
 
 def _demand(
@@ -229,7 +241,7 @@ def _without_gaps(values: Sequence[float | None]) -> tuple[float, ...]:
     """The newest bins up to the first gap: what is between is not known, and not 0."""
     newest: list[float] = []
     for value in reversed(values):
-        if value is None or value < 0.0:
+        if value is None or not 0.0 <= value <= MOST_REQUESTS:
             break
         newest.append(round(value, 6))
     return tuple(reversed(newest))

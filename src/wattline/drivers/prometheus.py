@@ -105,7 +105,8 @@ class QueryResult:
     """What one query gave.
 
     missing: why there are no values at all, None if there are. dropped: values left out, and why.
-    source: server and expression.
+    source: server and expression. answered: False where the server did not answer, or not whole, so
+    that nothing is known of the series.
     """
 
     name: str
@@ -115,6 +116,7 @@ class QueryResult:
     missing: str | None = None
     dropped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    answered: bool = True
 
 
 class Prometheus:
@@ -142,7 +144,7 @@ class Prometheus:
             headers = self._headers()
         except (OSError, InputError) as error:
             reason = f"the token cannot be read: {error}"
-            return [self._none(each, reason) for each in queries]
+            return [self._none(each, reason, answered=False) for each in queries]
         calls: list[Call] = []
         for each in queries:
             calls.append(self._call(each, now_s, headers))
@@ -163,7 +165,7 @@ class Prometheus:
         self, query: Query, answer: _Decoded | str, ages: _Decoded | str | None, now_s: float
     ) -> QueryResult:
         if isinstance(answer, str):
-            return self._none(query, answer)
+            return self._none(query, answer, answered=False)
         if answer.partial and not query.partial:
             return self._none(query, "the answer is partial", answer.warnings)
         series = _vector(answer)
@@ -192,11 +194,12 @@ class Prometheus:
             missing=missing,
             dropped=tuple(dropped[:_MOST_WARNINGS]),
             warnings=answer.warnings,
+            answered=not isinstance(ages, str),
         )
 
     def _range_result(self, query: RangeQuery, answer: _Decoded | str) -> QueryResult:
         if isinstance(answer, str):
-            return self._none(query, answer)
+            return self._none(query, answer, answered=False)
         if answer.partial and not query.partial:
             return self._none(query, "the answer is partial", answer.warnings)
         histories = _matrix(answer, query)
@@ -211,10 +214,20 @@ class Prometheus:
         )
 
     def _none(
-        self, query: Query | RangeQuery, reason: str, warnings: tuple[str, ...] = ()
+        self,
+        query: Query | RangeQuery,
+        reason: str,
+        warnings: tuple[str, ...] = (),
+        *,
+        answered: bool = True,
     ) -> QueryResult:
-        source = self._source(query)
-        return QueryResult(name=query.name, source=source, missing=reason, warnings=warnings)
+        return QueryResult(
+            name=query.name,
+            source=self._source(query),
+            missing=reason,
+            warnings=warnings,
+            answered=answered,
+        )
 
     def _source(self, query: Query | RangeQuery) -> str:
         return f"{self._url}: {query.expr}"

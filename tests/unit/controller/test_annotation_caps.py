@@ -33,6 +33,7 @@ class FakePods:
         self.error: KubeError | None = None
         self.refuses = False
         self.writes: list[tuple[str, int]] = []
+        self.rounds = 0
         self.closed = False
 
     def look(self) -> Look:
@@ -55,6 +56,7 @@ class FakePods:
         return Look(pods=pods, objections=self.objections)
 
     def sync(self, watts: Mapping[str, int]) -> Synced:
+        self.rounds += 1
         look = self.look()
         if look.objections:
             return Synced(look=look, written=0, failures=())
@@ -150,7 +152,6 @@ def test_what_was_asked_is_not_what_is_booked(rig: Rig) -> None:
     view = rig.later(1000.0)
     assert rig.pods.watts == {"prefill": 300, "decode": 250}
     assert view.booked_w == (MAX_W,) * 4
-    assert view.granted_w == (300.0, 300.0, 250.0, 250.0)
     assert view.enforced_w == (None,) * 4
     assert view.exposure_w == 4 * MAX_W - 2000.0
     assert view.exposures == ("limit not known: 4 GPUs at their largest",)
@@ -215,6 +216,18 @@ def test_trust_books_an_annotation_and_says_so(trusting: Rig) -> None:
     assert view.exposure_w == 0.0
 
 
+def test_a_booking_outlasts_trust_and_report(trusting: Rig) -> None:
+    trusting.trust_s = 15.0
+    trusting.start()
+    trusting.act(300.0, 300.0, 250.0, 250.0)
+    for _ in range(100):
+        view = trusting.later(1.0)
+    assert view.booked_w == (300.0, 300.0, 250.0, 250.0)
+    assert not trusting.act(400.0, 400.0, 250.0, 250.0)
+    seen = {trusting.later(1.0).booked_w for _ in range(100)}
+    assert seen == {(400.0, 400.0, 250.0, 250.0)}, "from the first moment on, and never more"
+
+
 def test_trust_ends_with_a_pod_that_has_no_limit(trusting: Rig) -> None:
     trusting.start()
     trusting.act(300.0, 300.0, 250.0, 250.0)
@@ -274,3 +287,56 @@ def test_a_node_that_is_attested_off_is_not_booked(rig: Rig) -> None:
     rig.start()
     rig.caps.release("n1", "me", "seen", rig.now_s)
     assert rig.view().booked_w == (0.0,) * 4
+
+
+def test_what_is_refused_is_tried_again_after_longer_and_longer_pauses(rig: Rig) -> None:
+    rig.start()
+    rig.pods.refuses = True
+    rig.act(300.0, 300.0, 250.0, 250.0)
+    rounds = []
+    for _ in range(60):
+        rig.later(5.0)
+        rounds.append(rig.pods.rounds)
+    tries = len(set(rounds))
+    assert 3 <= tries <= 8, "not at each of 60 looks"
+    # A new plan is written at once all the same.
+    before = rig.pods.rounds
+    rig.act(280.0, 280.0, 250.0, 250.0)
+    rig.later(0.0)
+    assert rig.pods.rounds == before + 1
+
+
+def test_a_controller_without_any_agent_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = FakePods()
+    monkeypatch.setattr("wattline.controller.assemble.open_writer", lambda spec, site: pods)
+    world = World(tmp_path)
+    nodes = [{"name": "n1", "gpus": {"prefill": list(UUIDS[:2]), "decode": list(UUIDS[2:])}}]
+    members = {
+        name: {"graph_deployment": "chat", "component": name} for name in ("prefill", "decode")
+    }
+    world.write_config(
+        nodes=nodes,
+        actuation={
+            "caps": "annotations",
+            "annotations": {"namespace": "ml", "pods": members, "trust_s": 15.0},
+        },
+    )
+    world.start()
+    for _ in range(120):
+        world.clock.now_s += 1.0
+        world.assembly.controller.tick()
+        time.sleep(0.005)
+    view = world.assembly.controller.view
+    assert view is not None
+    assert view.decision is not None
+    assert set(pods.watts.values()) != {None}
+    assert view.snapshot.gpus.enforced_w == tuple(
+        float(pods.watts[pool] or 0) for pool in ("prefill", "prefill", "decode", "decode")
+    )
+    assert sum(view.caps.booked_w) <= 2000.0
+    assert any("assumed from annotations" in why for why in view.snapshot.missing)
+    assert not view.problems, "a foreign agent's silence is no problem"
+    world.stop()
+    assert pods.closed
