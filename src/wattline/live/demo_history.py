@@ -19,12 +19,14 @@ class History:
 
     requests: that the frontends finished, with an answer or a refusal. ttft_s: their mean.
     enforced_w: the largest sum of limits in the agents' reports, at the times of scrapes.
-    series: how many there are.
+    lag_s: the most that a worker woke up late, as an engine in real time. series: how many there
+    are.
     """
 
     requests: float | None
     ttft_s: float | None
     enforced_w: float | None
+    lag_s: float | None
     series: float | None
 
 
@@ -44,6 +46,7 @@ def ask_history(get: Get, url: str, start_s: float, end_s: float) -> History:
         requests=one(f"sum(increase(dynamo_frontend_requests_total{span}))"),
         ttft_s=one(mean),
         enforced_w=one(f"max_over_time(sum(wattline_agent_gpu_enforced_limit_watts){fine})"),
+        lag_s=one(f"max(max_over_time(wattline_worker_lag_seconds_max{span}))"),
         series=one('count({__name__=~".+"})'),
     )
 

@@ -26,7 +26,8 @@ from wattline.sim.scenario_build import BudgetChange
 REPLICA_INTERVAL_S, REPLICA_HOLD_S = 5.0, 10.0
 """A run lasts a minute and a half: replicas are planned every 5 s, not every half minute."""
 STREAM_STEPS = 1
-LEAST_S, MOST_S = 20.0, 3600.0
+LEAST_S, MOST_S = 15.0, 3600.0
+_LEAST_DRAIN_S = 5.0
 SIMULATED = "simulated"
 """The policy's name in the figures of the simulated run."""
 
@@ -122,9 +123,13 @@ def _check(scenario: Scenario) -> None:
 
 
 def stretched(scenario: Scenario, factor: float) -> Scenario:
-    """The scenario with its time axis multiplied; rates and start-up times stay."""
+    """The scenario with its time axis multiplied; rates and start-up times stay.
+
+    The time in which requests may still finish shrinks with it, but does not grow.
+    """
     document: dict[str, Any] = scenario.model_dump(mode="json", exclude_defaults=True)
     document["duration_s"] = scenario.duration_s * factor
+    document["drain_s"] = max(_LEAST_DRAIN_S, scenario.drain_s * min(1.0, factor))
     for stream in document["traffic"]:
         for part in (stream.get("swing"), *stream.get("surges", [])):
             _stretch(part or {}, factor)

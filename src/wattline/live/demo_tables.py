@@ -91,7 +91,7 @@ def sides(simulated: RunResult, live: RunResult, window_s: float) -> list[Side]:
             simulated=100 * a.slo_attainment,
             live=100 * b.slo_attainment,
             places=1,
-            absolute=10.0,
+            absolute=6.0,
             unit="points",
         ),
         Side(
@@ -108,7 +108,7 @@ def sides(simulated: RunResult, live: RunResult, window_s: float) -> list[Side]:
             simulated=a.ttft_p99_ms,
             live=b.ttft_p99_ms,
             places=0,
-            relative=0.3,
+            relative=0.2,
         ),
         Side(
             name="ITL p50, ms",
@@ -122,21 +122,21 @@ def sides(simulated: RunResult, live: RunResult, window_s: float) -> list[Side]:
             simulated=a.itl_p99_ms,
             live=b.itl_p99_ms,
             places=1,
-            relative=0.2,
+            relative=0.1,
         ),
         Side(
             name="Mean power, W",
             simulated=a.energy_j / window_s,
             live=b.energy_j / window_s,
             places=0,
-            relative=0.1,
+            relative=0.05,
         ),
         Side(
             name="Energy, Wh",
             simulated=a.energy_j / 3600.0,
             live=b.energy_j / 3600.0,
             places=1,
-            relative=0.1,
+            relative=0.05,
         ),
     ]
 
@@ -209,12 +209,14 @@ def history_lines(history: History, measured: Measured) -> list[str]:
     ttft_s = [row.ttft_s for row in measured.rows if row.ttft_s is not None]
     mean_ms = 1000 * sum(ttft_s) / len(ttft_s) if ttft_s else None
     seen_ms = None if history.ttft_s is None else 1000 * history.ttft_s
+    lag_ms = None if history.lag_s is None else 1000 * history.lag_s
     most_w = measured.levels.most_w(measured.levels.at_s[0], measured.start_s + measured.end_s)
     return [
         f"Prometheus kept {_number(history.series, 0)} series. In it: "
         f"{_number(history.requests, 0)} requests finished (clients: {ended}), mean TTFT "
         f"{_number(seen_ms, 0)} ms at the frontend (clients: {_number(mean_ms, 0)} ms), at most "
-        f"{_number(history.enforced_w, 0)} W enforced (registers: {_number(most_w, 0)} W)."
+        f"{_number(history.enforced_w, 0)} W enforced (registers: {_number(most_w, 0)} W). "
+        f"Workers woke up at most {_number(lag_ms, 0)} ms late."
     ]
 
 

@@ -22,6 +22,7 @@ from wattline.live.processes import Adopted, boot_ticks
 
 MARK_VARIABLE = "WATTLINE_STACK"
 _LOOK_S = 0.05
+_KILL_S = 5.0
 _SAID_LINES = 3
 
 
@@ -112,7 +113,10 @@ class Managed:
 
 
 class Processes:
-    """The processes of one stack by name. `folder` holds the logs."""
+    """The processes of one stack by name. `folder` holds the logs.
+
+    Temporary files go there too: Dynamo's frontend leaves some behind.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -132,7 +136,9 @@ class Processes:
 
     def add(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Managed:
         """Start a process; `env` adds to our own environment."""
-        whole = {**os.environ, **env, MARK_VARIABLE: self.mark}
+        temporary = self._folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        whole = {**os.environ, **env, "TMPDIR": str(temporary), MARK_VARIABLE: self.mark}
         made = Managed(name, argv, whole, self._folder / f"{name}.log")
         self._all[name] = made
         made.start()
@@ -150,15 +156,16 @@ class Processes:
                 process.kill()
 
     def kill_strays(self) -> list[int]:
-        """Kill what carries our mark and is none of ours; returns the process ids."""
-        killed = []
+        """Kill what carries our mark and is none of ours, and wait; returns the process ids."""
         own = {process.pid for process in self._all.values()}
-        for pid in marked(self.mark):
-            ticks = boot_ticks(pid)
-            if ticks is not None and pid not in own:
-                Adopted(pid, ticks).send(signal.SIGKILL)
-                killed.append(pid)
-        return killed
+        found = {pid: boot_ticks(pid) for pid in marked(self.mark) if pid not in own}
+        strays = [Adopted(pid, ticks) for pid, ticks in found.items() if ticks is not None]
+        for stray in strays:
+            stray.send(signal.SIGKILL)
+        end_s = time.monotonic() + _KILL_S
+        while any(stray.alive() for stray in strays) and time.monotonic() < end_s:
+            time.sleep(_LOOK_S)
+        return [stray.pid for stray in strays]
 
 
 def marked(mark: str) -> list[int]:
