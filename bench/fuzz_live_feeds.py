@@ -21,12 +21,13 @@ from controller_world import CONFIG, UUIDS, World
 
 from fuzz_live_samples import MODEL, frontend_pages
 from fuzz_samples import NODE
+from wattline.catalog.profiles import read_profile
 from wattline.catalog.yaml_files import parse
 from wattline.controller.budget import BudgetDesk
 from wattline.controller.nodes import HttpNode
 from wattline.controller.operator import Audit, OrderBook
 from wattline.controller.settings import ControllerSettings
-from wattline.controller.site import build_site
+from wattline.controller.site import Site, build_site
 from wattline.core.decide import decide
 from wattline.core.decision import Admission, Decision
 from wattline.core.errors import WattlineError
@@ -45,6 +46,8 @@ from wattline.recording.record import Recording
 from wattline.sim.replay import replay
 
 Texts = Sequence[str]
+PAIR_MARK = b"\n@decode@\n"
+"""Between the two texts of a JSON pair."""
 MOST_REQUESTS = 1e9
 MOST_TOKENS = 1e12
 """Per window: what a recording takes, and thousands of times what any fleet sees."""
@@ -110,7 +113,7 @@ class _RawHandler(socketserver.BaseRequestHandler):
                 length = int(line.partition(b":")[2])
         while len(body) < length:
             body += self.request.recv(65536)
-        path = head.split(b" ", 2)[1].decode()
+        path = head.split(b" ", 2)[1].decode().partition("?")[0]
         found = self.server.paths.get(path)
         self.request.sendall(self.server.answer if found is None else _whole(found))
 
@@ -147,12 +150,20 @@ def configuration(data: bytes) -> Texts:
     site = build_site(settings, Path("controller.yaml"))
     if len(site.uuid) != len(UUIDS):
         return ()
-    snapshot = _SNAPSHOTS[0]
+    _decided(_SNAPSHOTS[0], site)
+    return ()
+
+
+def _decided(snapshot: Snapshot, site: Site) -> None:
+    """A decision comes about, and its limits lie in the GPUs' range."""
     try:
-        decide(snapshot, site.settings)
+        decision = decide(snapshot, site.settings)
     except (WattlineError, ArithmeticError, LookupError, ValueError) as error:
         raise AssertionError(f"no decision: {type(error).__name__}: {error}") from error
-    return ()
+    for plan, pool in zip(decision.plan, site.fleet.pools, strict=True):
+        product = site.fleet.product_of(pool)
+        if not product.min_limit_w <= plan.setting.cap_w <= product.max_limit_w:
+            raise AssertionError(f"planned {plan}")
 
 
 _SNAPSHOTS: list[Snapshot] = []
@@ -184,6 +195,9 @@ class LiveFiles:
         self.snapshot, self.decision = view.snapshot, view.decision
         _SNAPSHOTS[:] = [view.snapshot]
         self.world.stop()
+        document = configuration_document(folder)
+        document["deployments"][0]["engine"] = {"kind": "profile", "path": "profile"}
+        self._profiled = ControllerSettings.model_validate(document)
         self.segment = max((world_folder / "state" / "recording").iterdir()).read_bytes()
 
     def close(self) -> None:
@@ -306,6 +320,22 @@ class LiveFiles:
         outcome = replay(recording)
         Recording(path.parent).last_tick()
         return outcome.notes
+
+    def profile(self, data: bytes) -> Texts:
+        """Profiling results, and the first decision on them: a pair of JSON texts, or an NPZ."""
+        folder = self.folder / "profile"
+        for old in folder.glob("*"):
+            old.unlink()
+        if data[:2] == b"PK":
+            self.put("profile/perf_data.npz", data)
+        else:
+            prefill, _, decode = data.partition(PAIR_MARK)
+            self.put("profile/prefill_raw_data.json", prefill)
+            self.put("profile/decode_raw_data.json", decode)
+        read_profile(folder)
+        site = build_site(self._profiled, self.folder / "controller.yaml")
+        _decided(self.snapshot, site)
+        return ()
 
     def plugin_state(self, data: bytes) -> Texts:
         """The state file of the planner's plugin."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit" / "controller"))
 
 from controller_world import World
 

@@ -11,29 +11,44 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit" / "controller"))
+
 from controller_world import World
+from prometheus_stand_in import PrometheusStandIn
 
 import fuzz_live_samples as samples
 from fuzz import Result, wrong_with
-from fuzz_live_feeds import Raw
+from fuzz_live_feeds import MOST_REQUESTS, Raw
 from fuzz_mutations import Mutator
 from wattline.controller.assemble import assemble
 from wattline.controller.metrics import exposition
 from wattline.controller.state_page import state_page
 from wattline.controller.view import TickView
+from wattline.drivers.dynamo.demand import MOST_TOKENS_EACH
 from wattline.drivers.dynamo.pages import parse_page
 from wattline.drivers.grant_log import FencedError
 from wattline.recording.record import Recording
 from wattline.sim.replay import replay
 
 CALL_S = 2.0
+_MOST = 1.01 * MOST_TOKENS_EACH
 RECOVER_TICKS = 300
 """Until the demand that is seen is the true one again: what one wrong page claims at most (a
 billion requests) has faded by then."""
+_LABELS = {"model": samples.MODEL}
+_SERIES = {
+    "requests_started_total": "1200",
+    'status="success"': "1200",
+    "input_sequence_tokens": "800",
+    "output_sequence_tokens": "120",
+    "cached_tokens": "80",
+}
+"""Series of Prometheus by a part of the query."""
 _GROWS = re.compile(r"^(dynamo_frontend_\w+_(?:total|count|sum|bucket)\{.*\}) (\S+)$", re.M)
 
 
@@ -48,6 +63,7 @@ class LyingWorld(World):
 
     def __init__(self, folder: Path) -> None:
         self.frontend, self.worker = Raw(), Raw()
+        self.prometheus = PrometheusStandIn(lambda: self.clock.now_s)
         url = self.worker.url
         super().__init__(
             folder,
@@ -56,6 +72,11 @@ class LyingWorld(World):
                 "workers": {"prefill": [url], "decode": [url]},
                 "model_names": {"chat": samples.MODEL},
                 "call_s": CALL_S,
+                "prometheus": {
+                    "url": self.prometheus.url,
+                    "limit_s": CALL_S,
+                    "interval_s": 1.0,
+                },
             },
             actuation={"admission": "autoset"},
         )
@@ -80,6 +101,9 @@ class LyingWorld(World):
         self.frontend.paths["/metrics"] = good_page(self.asked)
         self.frontend.paths["/busy_threshold"] = json.dumps(samples.THRESHOLD_ANSWERS[0]).encode()
         self.worker.paths["/metrics"] = samples.worker_pages()[3]
+        self.prometheus.mode, self.prometheus.lag_s = "well", 3.0
+        self.prometheus.series = {part: [(_LABELS, text)] for part, text in _SERIES.items()}
+        self.prometheus.bins = ["20"] * 8
 
     def step(self) -> TickView:
         """One second."""
@@ -92,6 +116,7 @@ class LyingWorld(World):
     def close(self) -> None:
         """End everything."""
         self.stop()
+        self.prometheus.end()
         self.frontend.close()
         self.worker.close()
 
@@ -124,16 +149,38 @@ def _wrong_in(view: TickView, world: LyingWorld, *, trusted: bool) -> str | None
         return "the state page is of another tick"
     if view.decision is None:
         return f"no decision: {view.problems}"
+    for entry in view.decision.facts.deployments if view.decision.facts else ():
+        if not (0.0 <= entry.demand_rps <= MOST_REQUESTS and 0.0 <= entry.input_tokens <= _MOST):
+            return f"planned for {entry.demand_rps} requests/s of {entry.input_tokens} tokens"
     for plan, pool in zip(view.decision.plan, fleet.pools, strict=True):
         if not 200.0 <= plan.setting.cap_w <= 700.0 or plan.replicas < pool.min_replicas:
             return f"{pool.name}: planned {plan}"
     return None
 
 
+def _lie_of_history(world: LyingWorld, mutator: Mutator) -> None:
+    """Series with other values, twice, or gone; samples from the future or of long ago."""
+    draw, server = mutator.draw, world.prometheus
+    part = draw.choice(list(_SERIES))
+    text = draw.choice(samples.HOSTILE_NUMBERS)
+    if len(text) > 400:
+        text = text[:400]
+    rows = [(_LABELS, text)] * draw.choice((0, 1, 1, 1, 2))
+    series = {**server.series, part: rows}
+    if draw.random() < 0.2:
+        series = {each: [(_LABELS, text)] for each in _SERIES}
+    server.series = series
+    server.bins = [text if draw.random() < 0.3 else "20" for _ in range(8)]
+    server.lag_s = draw.choice((3.0, 3.0, -1e6, 1e9, 30.0))
+    server.mode = draw.choice(("well", "well", "well", "nan", "wrong"))
+
+
 def _lie(world: LyingWorld, mutator: Mutator) -> None:
     """Let one source, or several, say what is not."""
     draw = mutator.draw
     what = draw.randrange(4)
+    if draw.random() < 0.5:
+        _lie_of_history(world, mutator)
     if what in (0, 3):
         pages = [world.frontend.paths["/metrics"], *samples.frontend_pages()]
         world.frontend.paths["/metrics"] = samples.some_page(mutator, pages)

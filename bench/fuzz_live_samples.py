@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import numpy as np
 
 from fuzz_mutations import RAW_NUMBERS, Mutator
 from wattline.core.fleet import Setting
@@ -228,6 +232,65 @@ BUDGETS: list[object] = [
         },
     },
 ]
+
+
+def profile_documents() -> list[dict[str, object]]:
+    """Prefill and decode halves of a JSON pair."""
+    points = [(usage, tokens) for tokens in (1000, 3000) for usage in (0.1, 0.5, 0.9)]
+    return [
+        {
+            "prefill_isl": [100, 1000, 4000, 16_000],
+            "prefill_ttft": [8.0, 40.0, 160.0, 700.0],
+            "prefill_thpt_per_gpu": [12_500.0, 25_000.0, 25_000.0, 22_857.0],
+        },
+        {
+            "x_kv_usage": [usage for usage, _ in points],
+            "y_context_length": [tokens for _, tokens in points],
+            "z_itl": [5.0 + 20.0 * usage for usage, _ in points],
+            "z_thpt_per_gpu": [1000.0] * len(points),
+            "max_kv_tokens": [500_000],
+        },
+    ]
+
+
+def profile_grid() -> dict[str, np.ndarray[Any, Any]]:
+    """Planner profile data."""
+    return {
+        "prefill_isl": np.array([100.0, 1000.0, 4000.0]),
+        "prefill_ttft_ms": np.array([8.0, 40.0, 160.0]),
+        "decode_active_kv_tokens": np.array([0.0, 100_000.0, 500_000.0]),
+        "decode_context_length": np.array([1000.0, 4000.0]),
+        "decode_itl": np.array([[5.0, 5.5], [10.0, 11.0], [20.0, 22.0]]),
+    }
+
+
+HOSTILE_COLUMNS: tuple[np.ndarray[Any, Any], ...] = (
+    np.array([]),
+    np.array(5.0),
+    np.array([np.nan, 1.0, 2.0]),
+    np.array([np.inf, 1.0, 2.0]),
+    np.array([-1.0, 2.0, 3.0]),
+    np.array([1e308, 1e308, 1e308]),
+    np.array([1e-300, 1e-300, 1e-300]),
+    np.array([1e9, 1e9, 1e9]),
+    np.array([3.0, 2.0, 1.0]),
+    np.array([1, 1, 1]),
+    np.array(["a", "b", "c"]),
+    np.array([True, False, True]),
+    np.array([1 + 2j, 2.0, 3.0]),
+    np.array([[1e-6, 1e9], [1e9, 1e-6], [1.0, 1.0]]),
+    np.array([None, {}, "x"], dtype=object),
+    np.zeros((3, 0, 2)),
+)
+"""In the place of a column."""
+
+
+def packed(columns: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """As an NPZ file."""
+    file = io.BytesIO()
+    # The arrays by name: as they would be given as keywords.
+    np.savez(file, **columns)  # type: ignore[arg-type]
+    return file.getvalue()
 
 
 def plugin_states() -> list[object]:

@@ -69,6 +69,24 @@ def _http_reports(mutator: Mutator) -> bytes:
     return b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
+def _profiles(mutator: Mutator) -> bytes:
+    """A JSON pair of which one half is mutated, or an NPZ with mutated columns or bytes."""
+    draw = mutator.draw
+    pair, grid = samples.profile_documents(), samples.profile_grid()
+    if draw.random() < 0.6:
+        texts = [json.dumps(each).encode() for each in pair]
+        place = draw.randrange(2)
+        texts[place] = mutator.some_json([pair[place]])
+        return feeds.PAIR_MARK.join(texts)
+    if draw.random() < 0.6:
+        name = draw.choice(sorted(grid))
+        grid[name] = draw.choice(samples.HOSTILE_COLUMNS)
+        if draw.random() < 0.2:
+            del grid[name]
+    packed = samples.packed(grid)
+    return packed if draw.random() < 0.5 else b"PK" + mutator.some_bytes([packed[2:]])
+
+
 def live_targets(files: feeds.LiveFiles) -> list[Target]:
     """All of them."""
     answers = [json.dumps(each).encode() for each in samples.prometheus_answers()]
@@ -84,5 +102,6 @@ def live_targets(files: feeds.LiveFiles) -> list[Target]:
         Target("file of orders", documents(samples.ORDERS), files.orders),
         Target("file of the budget", documents(samples.BUDGETS), files.budget),
         Target("recording", _segment(files.segment), files.recording),
+        Target("profile", _profiles, files.profile),
         Target("plugin's state", documents(samples.plugin_states()), files.plugin_state),
     ]

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "controller"))
 
-from fuzz_live_feeds import World
+from controller_world import World
+from prometheus_stand_in import PrometheusStandIn
+
 from fuzz_live_loop import good_page
 from fuzz_live_samples import MODEL
 from wattline.controller.nodes import HttpNode
@@ -198,6 +201,38 @@ def test_a_load_that_cannot_be_is_missing() -> None:
         source.close()
     assert (found.active_kv_tokens, found.queued_prefill_tokens) == (None, 5.0)
     assert "1e+300 cannot be" in found.missing[0]
+
+
+@pytest.mark.parametrize("count", ["1e300", "-5", "1e10"])
+def test_counts_of_prometheus_that_cannot_be_stand_in_for_nothing(
+    count: str, tmp_path: Path
+) -> None:
+    world = World(tmp_path)
+    server = PrometheusStandIn(world.clock)
+    model = {"model": "chat"}
+    parts = ("requests_started_total", 'status="success"', "input_sequence_tokens")
+    server.series = {part: [(model, count)] for part in parts}
+    server.bins = ["1e300"] * 3
+    prometheus = {"url": server.url, "limit_s": GENEROUS_S}
+    world.write_config(sources={"call_s": 2.0, "prometheus": prometheus})
+    world.start()
+    world.demand.why = "no frontend answers"
+    try:
+        end_s = time.monotonic() + 20.0
+        said: tuple[str, ...] = ()
+        while not any("cannot be" in text for text in said):
+            assert time.monotonic() < end_s, said
+            world.run(1)
+            view = world.assembly.controller.view
+            assert view is not None
+            said = view.snapshot.missing
+        assert view is not None
+        assert view.snapshot.demand[0].arrivals is None
+        assert view.snapshot.state is not None
+        assert view.snapshot.state.demand[0].bins_rps == ()
+    finally:
+        world.stop()
+        server.end()
 
 
 GOOD_ORDER = {"id": "1", "kind": "hold", "by": "ann", "why": "a look", "since_s": 1.0}

@@ -35,6 +35,7 @@ NAMES = (
     "file of orders",
     "file of the budget",
     "recording",
+    "profile",
     "plugin's state",
 )
 
