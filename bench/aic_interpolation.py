@@ -53,7 +53,7 @@ def measure(aic: Aic, seed: int = 1) -> list[Errors]:
     found = []
     for model, system, gpus, moe in CASES:
         usual = Request(
-            model=model,
+            models=(model,),
             system=system,
             backend="vllm",
             backend_version=None,

@@ -75,7 +75,7 @@ def engines_of(run: ServingRun, aic: Aic) -> tuple[ProfileEngine, RooflineEngine
     )
     experts = (1, run.gpus) if run.expert_parallel else (run.gpus, 1)
     request = Request(
-        model=MODELS[run.model.name],
+        models=(MODELS[run.model.name],),
         system=SYSTEMS[run.gpu.name],
         backend="vllm",
         backend_version=None,

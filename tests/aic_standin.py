@@ -38,6 +38,8 @@ def cli_estimate(model_path, system_name, *, mode, backend_name, backend_version
         time.sleep(600)
     if what == "dies":
         os._exit(9)
+    if model_path in BEHAVIOUR["unknown"]:
+        raise KeyError(f"no model {model_path}")
     if isl in BEHAVIOUR["failing"]:
         raise ValueError(f"no point at {isl}")
     if mode == "static_ctx":
@@ -63,6 +65,7 @@ USUAL: dict[str, Any] = {
     "decode_w": None,
     "coverage": 0.0,
     "failing": [],
+    "unknown": [],
 }
 
 

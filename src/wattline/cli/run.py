@@ -50,6 +50,7 @@ def run(config: Path, check_config: bool, advisory: bool, log_format: str, log_l
     SIGHUP reads FILE again, SIGTERM ends it: limits stay as they are. Exit code 1: another
     controller has taken over, or the grant log cannot be used.
     """
+    from wattline.controller.models import check_models
     from wattline.controller.settings import read_settings
     from wattline.controller.site import build_site
 
@@ -57,6 +58,7 @@ def run(config: Path, check_config: bool, advisory: bool, log_format: str, log_l
     settings = read_settings(config)
     if check_config:
         site = build_site(settings, config)
+        check_models(site.settings, settings, config)
         _worker_pools(settings)
         click.echo(
             f"{config}: ok: {len(site.nodes)} nodes, {len(site.uuid)} GPUs, "

@@ -36,14 +36,15 @@ _PRECISIONS = {None: None, "bf16": "bfloat16", "fp8": "fp8"}
 class Member:
     """One pool of a deployment that is predicted.
 
-    model, system and the words for precisions are the library's. moe: tensor- and expert-parallel
-    size of experts, None for a dense model. declared: the roofline that stands until then.
+    models (names of the same one), system and the words for precisions are the library's. moe:
+    tensor- and expert-parallel size of experts, None for a dense model. declared: the roofline that
+    stands until then.
     """
 
     index: int
     pool: Pool
     spec: PoolSpec
-    model: str
+    models: tuple[str, ...]
     system: str
     gemm_quant: str | None
     kv_quant: str | None
@@ -110,7 +111,7 @@ def members_of(
                 index=index,
                 pool=pool,
                 spec=pool_spec,
-                model=_model_name(spec, aic, folder),
+                models=_model_names(spec, aic, folder),
                 system=system,
                 gemm_quant=_precision(spec, moe, where),
                 kv_quant="fp8" if options.kv_precision == "fp8" else None,
@@ -131,8 +132,8 @@ def requests_of(members: Sequence[Member], aic: AicSpec, mix: Mix) -> list[Reque
     tokens = tuple(2**power for power in range(int(log2(LEAST_TOKENS)), int(log2(top)) + 1))
     return [
         Request(
-            model=member.model,
-            config_digest=_config_digest(member.model),
+            models=member.models,
+            config_digest=_config_digest(member.models[0]),
             system=member.system,
             backend=aic.backend,
             backend_version=aic.backend_version,
@@ -291,20 +292,20 @@ def _precision(spec: DeploymentSpec, moe: bool, where: str) -> str | None:
     return _PRECISIONS[spec.precision]
 
 
-def _model_name(spec: DeploymentSpec, aic: AicSpec, folder: Path) -> str:
+def _model_names(spec: DeploymentSpec, aic: AicSpec, folder: Path) -> tuple[str, ...]:
+    """What the library may call the model: as given, a folder, or each of its published names."""
     given = aic.model_names.get(spec.name)
     if given is not None:
         beside = folder / given
-        return str(beside) if beside.is_dir() else given
-    if "/" in spec.model and not Path(spec.model).exists():
-        return spec.model
+        return (str(beside) if beside.is_dir() else given,)
     if Path(spec.model).exists():
-        return str(Path(spec.model).absolute())
-    aliases = [alias for alias in model_file(spec.model).aliases if "/" in alias]
-    if not aliases:
+        return (str(Path(spec.model).absolute()),)
+    named = [spec.model] if "/" in spec.model else []
+    names = [*named, *(alias for alias in model_file(spec.model).aliases if "/" in alias)]
+    if not names:
         remedy = "name the library's model in models.aic.model_names"
         raise InputError(f"models.aic, deployment {spec.name}", spec.model, remedy)
-    return aliases[0]
+    return tuple(dict.fromkeys(names))
 
 
 def _config_digest(name: str) -> str | None:

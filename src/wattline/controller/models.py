@@ -108,6 +108,12 @@ class _Entry:
 Outcome = Swept[Found] | SweepFailed
 
 
+def check_models(settings: Settings, configured: ControllerSettings, path: Path) -> None:
+    """InputError for deployments that cannot be predicted; nothing is started."""
+    if configured.models.aic is not None:
+        _entries(configured.models.aic, settings, configured, path)
+
+
 class ModelDesk:
     """Engines of a fleet. Used from the loop; `command` and `view` from anywhere.
 

@@ -25,7 +25,7 @@ class AicSpec(StrictModel):
     """Its version; left out: the newest that the library has."""
     model_names: dict[Name, str] = Field(default={})
     """Per deployment: the library's name of its model, or a folder with a `config.json`; left out:
-    the model's Hugging Face name."""
+    the model's published names, of which the library takes the first that it knows."""
     systems: dict[str, str] = Field(default={})
     """Per GPU product: the library's name of a system with it; those of the catalog are known."""
     memory_fraction: float = Field(default=0.9, ge=0.1, le=0.99)

@@ -29,7 +29,7 @@ from wattline.drivers.aic_worker import DISTRIBUTIONS
 log = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("aic_worker.py")
-SCHEMA = "wattline.aic/2"
+SCHEMA = "wattline.aic/3"
 MOST_ANSWER_BYTES = 16 << 20
 MOST_POINTS = 2000
 _PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -57,14 +57,15 @@ class AicError(WattlineError):
 class Request:
     """What one table is asked for.
 
-    model: a name that the library knows, or a folder with a `config.json`, whose digest tells one
-    version of it from the next. moe_tp, moe_ep: of
-    experts, None for a dense model. gemm_quant, kv_quant: the library's words, None: as the model
-    is published. The points are all prefill_tokens, and all contexts with all batches that fit the
-    cache and with the largest that does. memory_fraction: share of the memory that the engine may fill.
+    models: names of one model, of which the library may know some; or a folder with a
+    `config.json`, whose digest tells one version of it from the next. moe_tp, moe_ep: of experts,
+    None for a dense model. gemm_quant, kv_quant: the library's words, None: as the model is
+    published. The points are all prefill_tokens, and all contexts with all batches that fit the
+    cache and with the largest that does. memory_fraction: share of the memory that the engine
+    fills.
     """
 
-    model: str
+    models: tuple[str, ...]
     config_digest: str | None = None
     system: str
     backend: str
@@ -100,12 +101,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """What the library said to one request. package: its name and version. why: see failed_points.
+    """What the library said to one request.
 
+    package: its name and version. model: the name that it knew.
     failed_points: asked for and not answered; `why` is the first reason.
     """
 
     package: str
+    model: str
     backend_version: str
     kv_tokens: int
     prefill: tuple[Point, ...]
@@ -314,6 +317,7 @@ def table_of(package: object, document: object) -> Table:
         )
     return Table(
         package=_text(package),
+        model=_text(document.get("model")),
         backend_version=_text(document.get("backend_version")),
         kv_tokens=int(_number("kv_tokens", document.get("kv_tokens"), 1.0, 1e12)),
         prefill=tuple(prefill),

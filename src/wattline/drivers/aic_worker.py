@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 DISTRIBUTIONS = ("aisimulate", "aiconfigurator")
@@ -83,9 +84,9 @@ def _table(api: Any, memory: Any, request: dict[str, Any]) -> dict[str, Any]:
         "kvcache_quant_mode": request["kv_quant"],
     }
 
-    def estimate(mode: str, version: str | None, isl: int, batch: int) -> Any:
+    def estimate(model: str, mode: str, version: str | None, isl: int, batch: int) -> Any:
         return api.cli_estimate(
-            request["model"],
+            model,
             request["system"],
             mode=mode,
             backend_version=version,
@@ -95,12 +96,11 @@ def _table(api: Any, memory: Any, request: dict[str, Any]) -> dict[str, Any]:
             **common,
         )
 
-    first = estimate("static_ctx", request["backend_version"], request["prefill_tokens"][0], 1)
     # Looking a version up takes a second; once it is known a point takes milliseconds.
-    version = first.backend_version
+    model, version = _first_known(estimate, request)
     free = request["backend"] == "trtllm"
     cache = memory.estimate_kv_cache(
-        request["model"],
+        model,
         request["system"],
         request["backend"],
         version,
@@ -115,18 +115,19 @@ def _table(api: Any, memory: Any, request: dict[str, Any]) -> dict[str, Any]:
     prefill, decode, why = [], [], []
     for tokens in request["prefill_tokens"]:
         try:
-            point = estimate("static_ctx", version, tokens, 1)
+            point = estimate(model, "static_ctx", version, tokens, 1)
             prefill.append([tokens, point.ttft, point.power_w, point.power_coverage])
         except Exception as error:
             why.append(_line(error))
     for context in request["contexts"]:
         for batch in _fitting(request["batches"], cache["total_kv_size_tokens"] // context):
             try:
-                point = estimate("static_gen", version, context, batch)
+                point = estimate(model, "static_gen", version, context, batch)
                 decode.append([batch, context, point.tpot, point.power_w, point.power_coverage])
             except Exception as error:
                 why.append(_line(error))
     return {
+        "model": model,
         "backend_version": version,
         "kv_tokens": cache["total_kv_size_tokens"],
         "prefill": prefill,
@@ -134,6 +135,23 @@ def _table(api: Any, memory: Any, request: dict[str, Any]) -> dict[str, Any]:
         "failed_points": len(why),
         "why": why[0] if why else None,
     }
+
+
+def _first_known(estimate: Callable[..., Any], request: dict[str, Any]) -> tuple[str, str]:
+    """The first of the model's names that the library can work with, and the version in use.
+
+    Where there is none, the error of the first name stands.
+    """
+    why: Exception | None = None
+    for model in request["models"]:
+        try:
+            tokens = request["prefill_tokens"][0]
+            first = estimate(model, "static_ctx", request["backend_version"], tokens, 1)
+        except Exception as error:
+            why = why or error
+        else:
+            return model, first.backend_version
+    raise why or ValueError("no model is named")
 
 
 def _fitting(batches: list[int], most: int) -> list[int]:

@@ -32,7 +32,7 @@ POOL = Pool(
 )
 TOKENS = tuple(2**power for power in range(7, 14))
 REQUEST = Request(
-    model="Qwen/Qwen3-32B",
+    models=("Qwen/Qwen3-32B",),
     system="h200_sxm",
     backend="vllm",
     backend_version=None,
@@ -111,7 +111,12 @@ def test_between_the_points_the_engine_agrees_with_the_library(aic: Aic, table: 
 
 def test_a_mixture_of_experts_on_another_system_and_framework(aic: Aic) -> None:
     request = replace(
-        REQUEST, model="Qwen/Qwen3-30B-A3B", system="b200_sxm", backend="trtllm", moe_tp=2, moe_ep=1
+        REQUEST,
+        models=("Qwen/Qwen3-30B-A3B",),
+        system="b200_sxm",
+        backend="trtllm",
+        moe_tp=2,
+        moe_ep=1,
     )
     table = aic.sweep([request])[0]
     assert len(table.prefill) == len(TOKENS)
@@ -120,7 +125,7 @@ def test_a_mixture_of_experts_on_another_system_and_framework(aic: Aic) -> None:
 
 def test_what_it_does_not_know_is_one_line_and_never_a_download(aic: Aic) -> None:
     for unknown in (
-        replace(REQUEST, model="nobody/has-this"),
+        replace(REQUEST, models=("nobody/has-this",)),
         replace(REQUEST, system="h9000"),
         replace(REQUEST, backend_version="0.0.1"),
     ):

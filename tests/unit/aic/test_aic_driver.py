@@ -20,7 +20,7 @@ from wattline.drivers.aic import Aic, AicError, Request, installed, table_of
 from wattline.drivers.aic_cache import MOST_FILES, TableCache
 
 REQUEST = Request(
-    model="Qwen/Qwen3-32B",
+    models=("Qwen/Qwen3-32B",),
     system="h200_sxm",
     backend="vllm",
     backend_version=None,
@@ -74,6 +74,15 @@ def test_points_that_fail_are_left_out_and_counted(standin: StandIn) -> None:
     standin.behave(failing=[1024, 4096])
     with pytest.raises(AicError, match="1 prefill and 0 decode points are too few: no point at"):
         aic_of(standin).sweep([REQUEST])
+
+
+def test_the_first_name_that_the_library_knows_is_used(standin: StandIn) -> None:
+    request = replace(REQUEST, models=("a/one", "b/two", "c/three"))
+    standin.behave(unknown=["a/one"])
+    assert aic_of(standin).sweep([request])[0].model == "b/two"
+    standin.behave(unknown=["a/one", "b/two", "c/three"])
+    with pytest.raises(AicError, match="no model a/one"):
+        aic_of(standin).sweep([request])
 
 
 def test_answers_are_kept_by_question_and_version(standin: StandIn, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class Predictor(Aic):
 
         return Table(
             package="stand-in 1",
+            model=request.models[0],
             backend_version="2",
             kv_tokens=500_000,
             prefill=tuple(
@@ -387,7 +388,7 @@ def test_words_of_the_library_are_filled_in(make: Callable[..., Bench]) -> None:
     bench = make(model_names={"chat": "meta-llama/Llama-3.1-8B-Instruct"}, backend="trtllm")
     bench.settle()
     request = bench.predictor.asked[0][1]
-    assert request.model == "meta-llama/Llama-3.1-8B-Instruct"
+    assert request.models == ("meta-llama/Llama-3.1-8B-Instruct",)
     assert (request.system, request.backend, request.tp) == ("h200_sxm", "trtllm", 1)
     assert request.moe_tp is None
     assert request.batches[-1] == 512
@@ -405,5 +406,5 @@ def test_a_changed_model_folder_is_another_question(tmp_path: Path) -> None:
         assert configured.models.aic is not None
         mix = declared.expected_mix(0)
         digests.append(requests_of(entry.members, configured.models.aic, mix)[0])
-    assert digests[0].model == str(tmp_path / "model")
+    assert digests[0].models == (str(tmp_path / "model"),)
     assert digests[0].config_digest != digests[1].config_digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,21 @@ def test_a_predictor_that_fails_leaves_the_declared_engines_and_is_said(
     audit = (tmp_path / "state" / "audit.jsonl").read_text()
     assert "models enable" in audit
     world.stop()
+
+
+def test_the_end_does_not_wait_for_a_sweep_that_hangs(tmp_path: Path, standin: StandIn) -> None:
+    standin.behave(what="hangs")
+    world = World(tmp_path, models={"aic": {"python": str(standin.python), "limit_s": 600.0}})
+    world.start()
+    world.run(1)
+    for _ in range(600):
+        if (standin.folder / "hanging").exists():
+            break
+        threading.Event().wait(0.05)
+    pid = int((standin.folder / "hanging").read_text())
+    world.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_what_was_kept_is_in_force_from_the_first_tick(tmp_path: Path, standin: StandIn) -> None:
