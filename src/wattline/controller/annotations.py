@@ -33,6 +33,7 @@ from wattline.core.snapshot import Budget
 from wattline.drivers.grant_files import NodeReport
 from wattline.drivers.kube.annotations import Look, PodAnnotations, Synced, members_of
 from wattline.drivers.kube.api import KubeError, KubeFault, connect
+from wattline.drivers.pods import SourceError
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +146,8 @@ class AnnotationCaps:
         where = "actuation.caps: annotations"
         try:
             look = self._writer.look()
-        except KubeError as error:
-            if error.fault is KubeFault.REFUSED:
+        except SourceError as error:
+            if isinstance(error, KubeError) and error.fault is KubeFault.REFUSED:
                 self._writer.close()
                 raise InputError(where, "no permission", str(error)) from None
             self._trouble = str(error)
