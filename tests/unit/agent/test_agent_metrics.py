@@ -12,6 +12,7 @@ import pytest
 from face_fixtures import gpu, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import wattline.agent
@@ -25,6 +26,7 @@ from wattline.agent.metric_catalogue import (
     split_counter,
 )
 from wattline.agent.metrics import exposition
+from wattline.agent.process_metrics import process_values
 from wattline.agent.snapshot import AgentSnapshot
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "agent-metrics.md"
@@ -200,6 +202,41 @@ def test_any_snapshot_can_be_scraped(
     assert series["wattline_agent_gpu_owner_pods", own] == len(owners)
     labels = (("gpu", "GPU-0"), ("index", "0"), ("product", product))
     assert series["wattline_agent_gpu_info", labels] == 1.0
+
+
+def _process(text: str) -> dict[str, tuple[str, float]]:
+    return {
+        sample.name: (family.type, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("process_")
+    }
+
+
+def test_process_metrics_are_those_of_prometheus_own_client() -> None:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    theirs = _process(generate_latest(registry).decode())
+    ours = _process(exposition(lambda: None, time.monotonic)().decode())
+    assert {name: kind for name, (kind, _) in ours.items()} == {
+        name: kind for name, (kind, _) in theirs.items()
+    }
+    for name in ("process_start_time_seconds", "process_max_fds"):
+        assert ours[name] == theirs[name]
+    for name in ("process_resident_memory_bytes", "process_cpu_seconds_total"):
+        assert ours[name][1] == pytest.approx(theirs[name][1], rel=0.2)
+
+
+def test_what_proc_does_not_tell_is_left_out(tmp_path: Path) -> None:
+    assert list(process_values(tmp_path)) == []
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "stat").write_text("1 (a) b) S " + " ".join("7" * 40))
+    names = [name for name, _ in process_values(tmp_path)]
+    assert names == [
+        "process_virtual_memory_bytes",
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+    ]
 
 
 @pytest.mark.parametrize("key", ["a{", "a{b}", 'a{b="c}', "a{b=c}", 'a{b="c"'])
