@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from wattline.drivers.kube.api import KubeApi, KubeError, KubeFault
 from wattline.drivers.pods import LIMIT_ANNOTATION
@@ -39,7 +40,9 @@ def objections(api: KubeApi, namespace: str, deployment: str) -> list[str]:
         lines.append(f"{where}: its planner runs with enable_power_awareness")
     for name in sorted(_config_maps(found.get("spec"))):
         try:
-            content = api.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}", {})
+            # The name is a text that a user wrote: it must not become another path.
+            path = f"/api/v1/namespaces/{namespace}/configmaps/{quote(name, safe='')}"
+            content = api.get(path, {})
         except KubeError as error:
             if error.fault is KubeFault.ABSENT:
                 continue
