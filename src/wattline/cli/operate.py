@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LIMIT_S = 10.0
+_MOST_MISSING = 5
 
 
 class _Duration(click.ParamType[float]):
@@ -106,9 +107,29 @@ def status(client: _Client, as_json: bool) -> None:
         click.echo(f"  {pool['name']}: {pool['ready']} ready; {pool['reason']}")
         click.echo(f"    {pool['sentence']}")
     for order in page["orders"]:
-        click.echo(f"order {order['id']}: {order['kind']} by {order['by']}: {order['why']}")
+        click.echo(_order_line(order))
+    if page["reload"]:
+        click.echo(f"configuration read again: {page['reload']}")
+    for missing in page["missing"][:_MOST_MISSING]:
+        click.echo(f"missing: {missing}")
+    if len(page["missing"]) > _MOST_MISSING:
+        click.echo(f"missing: {len(page['missing']) - _MOST_MISSING} more; all are in --json")
     for problem in page["problems"]:
         click.echo(f"problem: {problem}")
+
+
+def _order_line(order: dict[str, Any]) -> str:
+    """One order: what it is about, who gave it, until when, and why."""
+    from wattline.recording.orders import until_text
+
+    what = [order["kind"], order["pool"] or order["node"] or "".join(order["gpus"][:1])]
+    if order["cap_w"] is not None:
+        what.append(f"{order['cap_w']:g} W")
+    if order["replicas"] is not None:
+        what.append(f"{order['replicas']} replicas")
+    until = until_text(order["until_s"])
+    words = " ".join(word for word in what if word)
+    return f"order {order['id']}: {words} by {order['by']} {until}: {order['why']}"
 
 
 @operate.command()
@@ -248,6 +269,8 @@ class _Client:
         except urllib.error.HTTPError as error:
             with error:
                 said = error.read(2000).decode("utf-8", "replace").strip()
+            if error.code == 401:
+                said += " with --token-file or WATTLINE_TOKEN_FILE"
             raise WattlineError(f"{self._url} answers {error.code}: {said}") from None
         except (urllib.error.URLError, TimeoutError, ValueError) as error:
             why = getattr(error, "reason", error)

@@ -136,7 +136,8 @@ def assemble(
     seen = [report.budget_version for report in heard if report.budget_version is not None]
     budget.above(max(seen, default=0))
     audit = Audit(state_dir / "audit.jsonl")
-    orders = OrderBook(state_dir / "orders.json", site, audit)
+    starts = settings.actuation.replicas == "supervisor"
+    orders = OrderBook(state_dir / "orders.json", site, audit, starts=starts)
     first_tick, state = resumed(settings.recording_folder, site, clock())
     history = _history(settings, site, warm=state is None)
     try:

@@ -52,11 +52,13 @@ class Audit:
 class OrderBook:
     """Orders in force. Safe to call from any thread.
 
-    Raises InputError for a file that is damaged, WattlineError for one that cannot be read.
+    starts: whether this controller can start and drain replicas. Raises InputError for a file that
+    is damaged, WattlineError for one that cannot be read.
     """
 
-    def __init__(self, path: Path, site: Site, audit: Audit) -> None:
+    def __init__(self, path: Path, site: Site, audit: Audit, *, starts: bool = True) -> None:
         self._lock = threading.RLock()
+        self._starts = starts
         self._path = path
         self._site = site
         self._audit = audit
@@ -96,6 +98,9 @@ class OrderBook:
     ) -> Order:
         """A pool keeps `cap_w` per GPU, or so many replicas. Exactly one of the two."""
         self._check_pin(pool, cap_w, replicas)
+        if replicas is not None and not self._starts:
+            remedy = "actuation.replicas is `none`: nothing here starts or drains one"
+            raise InputError("replicas", replicas, remedy)
         order = Order(
             id="",
             kind=OrderKind.PIN,

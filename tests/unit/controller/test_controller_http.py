@@ -198,11 +198,32 @@ def test_the_operators_commands(served: Served, tmp_path: Path) -> None:
     shown = call("status")
     assert "set by ann: a test" in shown
     assert "operator_hold" in shown
+    assert "order 1: pin decode 300 W by ann until it is taken back: a test" in shown
+    assert "order 2: cordon n1 by ann" in shown
     assert json.loads(call("status", "--json"))["budget"]["total_w"] == 1500.0
     assert "3 orders are taken back" in call("resume", *why)
     assert "back to configuration" in call("budget", "clear", *why)
     audit = (tmp_path / "state" / "audit.jsonl").read_text().splitlines()
     assert [json.loads(line)["by"] for line in audit] == ["ann"] * 6
+
+
+def test_status_says_what_is_missing_and_what_became_of_a_reload(
+    served: Served, tmp_path: Path
+) -> None:
+    served.world.demand.why = "http://f: refuses connections"
+    served.world.config.write_text("budget: {total_w: 35oo}")
+    served.world.assembly.reload()
+    served.world.run(1)
+    options = ["--url", f"http://{served.server.address}", "--token-file", str(tmp_path / "token")]
+    shown = CliRunner().invoke(operate, [*options, "status"], catch_exceptions=False).output
+    assert "missing: chat: demand: http://f: refuses connections" in shown
+    assert "configuration read again: refused: " in shown
+
+
+def test_a_refused_token_is_said_with_the_remedy(served: Served) -> None:
+    options = ["--url", f"http://{served.server.address}"]
+    result = CliRunner().invoke(operate, [*options, "hold", "--why", "a test"])
+    assert "401: give the bearer token with --token-file" in str(result.exception)
 
 
 def test_a_controller_that_is_not_there_is_said() -> None:

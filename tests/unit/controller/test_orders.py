@@ -407,6 +407,11 @@ def test_an_advisory_controller_gives_nothing_back(tmp_path: Path) -> None:
     world.stop()
 
 
+def test_replicas_cannot_be_pinned_where_nothing_starts_any(world: World) -> None:
+    with pytest.raises(InputError, match="nothing here starts"):
+        give(world, "pin", pool="decode", replicas=1)
+
+
 def test_a_budget_set_for_a_time_ends(world: World) -> None:
     desk = world.assembly.controller.parts.budget
     now_s = world.clock.now_s
