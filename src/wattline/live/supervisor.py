@@ -339,8 +339,12 @@ class Supervisor:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 worker = self._adopted(json.loads(path.read_text()))
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(str(path), str(error), "no note of a replica: remove it") from None
+            except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+                what = " ".join(str(error).split())
+                raise InputError(str(path), what, "no note of a replica: remove it") from None
+            except OSError as error:
+                what = error.strerror or str(error)
+                raise InputError(str(path), what, "make it readable, or remove it") from None
             number = worker.replica.rpartition("-")[2] if worker else path.stem.rpartition("-")[2]
             self._next = max(self._next, int(number) + 1 if number.isdecimal() else 1)
             if worker is None:

@@ -29,6 +29,7 @@ from wattline.core.errors import InputError, WattlineError
 from wattline.drivers.dynamo.sources import FrontendDemand, WorkerLoads
 from wattline.drivers.dynamo.thresholds import BusyThresholds
 from wattline.drivers.prometheus import Prometheus, PrometheusSettings, Query
+from wattline.live.supervisor import Supervisor, WorkerPool
 from wattline.recording import segments
 from wattline.recording.record import Recording
 
@@ -268,3 +269,37 @@ def test_a_line_of_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "segment-00000001.jsonl.gz"
     assert list(segments.segment_lines(path, notes.append)) == []
     assert "a line of more than 1048576 bytes" in notes[0]
+
+
+NOTE = (
+    '{"replica": "decode-1", "pool": "decode", "gpus": ["a"], "started_ticks": 1, '
+    '"asked": false, "pid": %s}'
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        NOTE.replace(', "pid": %s', ""),
+        NOTE.replace("%s", "1e999"),
+        NOTE.replace("%s", '"x"'),
+        NOTE.replace("%s", "null"),
+    ],
+)
+def test_a_note_of_a_worker_that_is_none_is_refused_in_one_line(
+    content: str, tmp_path: Path
+) -> None:
+    (tmp_path / "decode-1.json").write_text(content)
+    with pytest.raises(InputError, match="no note of a replica") as caught:
+        Supervisor([WorkerPool(name="decode", argv=("true",))], tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_note_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "decode-1.json").mkdir()
+    with pytest.raises(InputError, match="make it readable"):
+        Supervisor([WorkerPool(name="decode", argv=("true",))], tmp_path)
