@@ -53,8 +53,11 @@ def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return "one of the kinds below"
     if field.get("type") == "array":
         return "list: " + _kind(field["items"], schema)
-    if field.get("type") == "object" and isinstance(field.get("additionalProperties"), dict):
-        return "map of names: " + _kind(field["additionalProperties"], schema)
+    if field.get("type") == "object":
+        # Names with a pattern stand under it.
+        values = [field.get("additionalProperties"), *field.get("patternProperties", {}).values()]
+        found = next(value for value in values if isinstance(value, dict))
+        return "map of names: " + _kind(found, schema)
     return {"string": "text", "boolean": "true or false"}.get(field["type"]) or _number(field)
 
 
