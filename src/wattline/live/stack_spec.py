@@ -153,14 +153,20 @@ def controller_document(
                     "env": dict(pool.env),
                     "start_limit_s": pool.start_limit_s,
                     "drain_limit_s": pool.drain_limit_s,
+                    "virtual_node": str(folder / node_name(spec.node_of(index))),
                 }
-                for pool in pools
+                for index, pool in enumerate(pools)
             },
         },
     }
     if spec.plugin:
         document["actuation"]["plugin_state"] = {name: str(plan_file(folder))}
     return merged(document, spec.changes)
+
+
+def node_name(number: int) -> str:
+    """Name and folder of a virtual node; `number` counts from 0."""
+    return f"node-{number + 1}"
 
 
 def plan_file(folder: Path) -> Path:
