@@ -31,7 +31,7 @@ class Past:
 def warm_up(state: State, past: Sequence[Past | None], settings: Settings) -> State:
     """The state with what is known of the time before it; None: nothing of that deployment.
 
-    Bins go before those of the state's own. The mean request replaces the expected one as long as
+    Bins go before those of the state's own, which they overlap. The mean request replaces the expected one as long as
     the state has closed no bin of its own: from then on what it saw itself counts.
     """
     demand = tuple(
@@ -42,7 +42,9 @@ def warm_up(state: State, past: Sequence[Past | None], settings: Settings) -> St
 
 
 def _warm(state: DemandState, past: Past, settings: Settings) -> DemandState:
-    bins = (*past.rates_rps, *state.bins_rps)[-settings.history_bins :]
+    # Both end now: of the time that the state has seen itself, its own bins count.
+    older = past.rates_rps[: max(0, len(past.rates_rps) - len(state.bins_rps))]
+    bins = (*older, *state.bins_rps)[-settings.history_bins :]
     warmed = replace(state, bins_rps=bins)
     if state.bins_rps or state.seen_until_s is None:
         return warmed

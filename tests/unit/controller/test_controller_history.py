@@ -289,7 +289,8 @@ def test_the_expected_request_gives_way_to_the_recorded_one(world: World) -> Non
     assert warmed.prompt_cached_tokens / warmed.prompt_tokens == 0.5
     assert warmed.mix_in_force is None, "and is taken into force at the next tick"
     own = replace(STATE, demand=(replace(STATE.demand[0], bins_rps=(2.0,)),))
-    kept = warm_up(own, [past], site.settings).demand[0]
-    assert kept.bins_rps == (1.0, 2.0)
+    longer = replace(past, rates_rps=(1.0, 9.0))
+    kept = warm_up(own, [longer], site.settings).demand[0]
+    assert kept.bins_rps == (1.0, 2.0), "the newer bin of the past is of the time that it saw"
     assert kept.prompt_tokens == 51_200.0, "what it saw itself counts"
     assert warm_up(STATE, [None], site.settings) == STATE
