@@ -31,8 +31,9 @@ class Past:
 def warm_up(state: State, past: Sequence[Past | None], settings: Settings) -> State:
     """The state with what is known of the time before it; None: nothing of that deployment.
 
-    Bins go before those of the state's own, which they overlap. The mean request replaces the expected one as long as
-    the state has closed no bin of its own: from then on what it saw itself counts.
+    Bins go before those of the state's own, which they overlap. The mean request replaces the
+    expected one as long as the state has closed no bin of its own: from then on what it saw itself
+    counts.
     """
     demand = tuple(
         entry if known is None else _warm(entry, known, settings)
