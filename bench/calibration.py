@@ -39,6 +39,7 @@ class Cell:
     time: float
     watts: float = 1.0
     load: float = 1.0
+    budget: str | None = None
     seeds: tuple[int, ...] = (1, 2, 3)
 
 
@@ -50,7 +51,8 @@ CELLS = (
     Cell("demo", "energy", 1.3),
     Cell("demo", "energy", 1.0, load=0.5),
     Cell("demo", "energy", 1.3, load=0.5),
-    Cell("demo", "energy", 1.0, watts=1.3, load=0.5),
+    Cell("demo", "energy", 1.0, load=0.5, budget="100%"),
+    Cell("demo", "energy", 1.0, watts=1.3, load=0.5, budget="100%"),
     Cell("flash-crowd", "throughput", 1.0, seeds=(1,)),
     Cell("flash-crowd", "throughput", 1.3, seeds=(1,)),
     Cell("flash-crowd", "throughput", 0.77, seeds=(1,)),
@@ -130,9 +132,12 @@ def main() -> None:
     options = parser.parse_args()
     wanted = None if options.scenarios is None else options.scenarios.split(",")
     rows: list[dict[str, Any]] = []
-    print("| scenario | objective | load | time | watts | seeds | attainment off | on |", end="")
+    print(
+        "| scenario | objective | budget | load | time | watts | seeds | attainment off | on |",
+        end="",
+    )
     print(" worst, best seed | J/token off | on | cap writes/h off | on | factors | drifts |")
-    print(f"|{'---|' * 15}")
+    print(f"|{'---|' * 16}")
     for cell in CELLS:
         if wanted is not None and cell.scenario not in wanted:
             continue
@@ -148,7 +153,7 @@ def measured(cell: Cell, seed: int, *, calibrated: bool) -> dict[str, Any]:
     """One run in figures."""
     plain = prepare(load(cell.scenario), Traffic(scale_load=cell.load), seed=seed)
     experiment = other(plain, cell, calibrated)
-    budget_w = experiment.budget_w(None)
+    budget_w = experiment.budget_w(cell.budget)
     policy = _Watched(build_policy(experiment, Job("wattline", budget_w)))
     result = ClosedLoop(experiment, policy, budget_w=budget_w).run().result
     figures = asdict(result)
@@ -193,7 +198,14 @@ def line(cell: Cell, off: list[dict[str, Any]], on: list[dict[str, Any]]) -> str
     shown = ", ".join(
         f"{name} {fmean(run['factors'][name] for run in on):.2f}" for name in on[0]["factors"]
     )
-    cells = [cell.scenario, cell.objective, f"{cell.load:g}", f"{cell.time:g}", f"{cell.watts:g}"]
+    cells = [
+        cell.scenario,
+        cell.objective,
+        cell.budget or "its own",
+        f"{cell.load:g}",
+        f"{cell.time:g}",
+        f"{cell.watts:g}",
+    ]
     cells.append(str(len(off)))
     cells += [f"{100.0 * fmean(run['slo_attainment'] for run in runs):.1f} %" for runs in (off, on)]
     cells.append(f"{min(changes):+.1f}, {max(changes):+.1f}")

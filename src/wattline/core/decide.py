@@ -21,7 +21,7 @@ from wattline.core.problem import Allocation, DeploymentProblem
 from wattline.core.seen import Seen, check, missing_targets, problems, see
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
-from wattline.core.stabilise import Choice, choose, steady_replicas
+from wattline.core.stabilise import Choice, choose, risen, steady_replicas
 from wattline.core.state import State
 from wattline.core.transition import cap_steps, free_gpus, replica_steps
 
@@ -84,8 +84,12 @@ def _with_replicas(
     faced: Sequence[DeploymentProblem],
     best: Allocation,
 ) -> Seen:
-    """Replan replicas: the raw targets go through the stabilisation of each pool."""
-    settings = layout.settings
+    """Replan replicas: the raw targets go through the stabilisation of each pool.
+
+    Before they are due, on a drift, replicas of the drifted deployments may only rise.
+    """
+    settings, now_s = layout.settings, snapshot.time_s
+    due = now_s >= seen.state.replan_s
     held = [demand.outage is not None for demand in seen.demand]
     present = [tuple(pool.current for pool in entry.pools) for entry in faced]
     rested = [True] * len(faced)
@@ -96,16 +100,12 @@ def _with_replicas(
         for index, plan in zip(members, plans, strict=True):
             floor = min(settings.fleet.pools[index].min_replicas, layout.most_replicas[index])
             wanted = max(pools[index].replicas, floor) if held[deployment] else plan.replicas
-            before = pools[index]
-            if deployment in drifted:
-                before = replace(before, replicas_changed_s=None)  # rises at once
-            pools[index] = steady_replicas(before, wanted, floor, snapshot.time_s, settings)
-    state = replace(
-        seen.state,
-        pools=tuple(pools),
-        replan_s=round(snapshot.time_s + settings.replica_interval_s, 6),
-    )
-    return replace(seen, state=state)
+            if deployment in seen.drifted:
+                pools[index] = risen(pools[index], wanted, now_s)
+            if due:
+                pools[index] = steady_replicas(pools[index], wanted, floor, now_s, settings)
+    replan_s = round(now_s + settings.replica_interval_s, 6) if due else seen.state.replan_s
+    return replace(seen, state=replace(seen.state, pools=tuple(pools), replan_s=replan_s))
 
 
 def _follow(

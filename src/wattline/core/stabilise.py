@@ -127,6 +127,13 @@ def _only_small(new: Sequence[PoolPlan], old: Sequence[PoolPlan], deadband_w: fl
     )
 
 
+def risen(state: PoolState, wanted: int, now_s: float) -> PoolState:
+    """Raise the target to `wanted` at once, without a hold; never lower it."""
+    if wanted <= state.replicas:
+        return state
+    return replace(state, replicas=wanted, replicas_changed_s=now_s)
+
+
 def steady_replicas(
     state: PoolState, wanted: int, floor: int, now_s: float, s: Settings
 ) -> PoolState:
