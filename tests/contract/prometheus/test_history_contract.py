@@ -185,7 +185,9 @@ def test_the_past_is_a_history_of_bins_without_gaps(rig: Rig) -> None:
     )
     try:
         while True:
-            (part,) = reader.read(time.time(), past=True).past
+            batch = reader.read(time.time(), past=True)
+            assert batch.past is not None, batch.trouble
+            (part,) = batch.past
             if part.past is not None and len(part.past.rates_rps) >= 3:
                 break
             assert time.monotonic() < end_s, part
