@@ -39,7 +39,9 @@ def scenario() -> Scenario:
             pool["gpus"] = 2
         pool["min_replicas"] = 2
     document["traffic"] = [{"kind": "conversation", "mean_rps": 5.0}]
+    document["deployments"][0]["slo"]["itl_s"] = 0.05
     document["budget"] = {"total_percent": 75.0}
+    document["faults"][0]["to_fraction"] = 0.7
     return Scenario.model_validate(document)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,15 @@ class Promise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How it ended. history: what Prometheus kept; None where none ran, and why."""
+    """How it ended.
+
+    cores: processor cores that each kind of process took, on average over the window. history: what
+    Prometheus kept; None where none ran, and why.
+    """
 
     measured: Measured
     replayed: Replay
+    cores: Mapping[str, float]
     history: History | None
     history_missing: str | None
     promises: tuple[Promise, ...]
@@ -75,6 +80,7 @@ class Demo:
         self._title = ""
         self._frame_s = 0.0
         self._said: dict[str, tuple[int, int]] = {}
+        self._cpu_s: dict[str, float] = {}
 
     @property
     def recording(self) -> Path:
@@ -92,13 +98,14 @@ class Demo:
         with self._stack, self._observed():
             self._begin()
             self._serve()
-            history = self._history()
+            history, cores = self._history(), self._cores()
             state = self._stack.state()
             measured, why = self._measured(state, began_s)
         replayed = replay(Recording(self.recording))
         return Outcome(
             measured=measured,
             replayed=replayed,
+            cores=cores,
             history=history,
             history_missing=self._stack.prometheus_missing,
             promises=promises(measured, replayed, why),
@@ -135,6 +142,7 @@ class Demo:
     def _serve(self) -> None:
         """Send the load, change the budget on the way, and wait for the end of the window."""
         plan = self._plan
+        self._cpu_s = self._stack.processor_s()
         self._start_load()
         self._title = "load rises"
         for change in plan.changes:
@@ -194,6 +202,17 @@ class Demo:
         if url is None:
             return None
         return ask_history(self._stack.get, url, self._start_wall_s, time.time())
+
+    def _cores(self) -> dict[str, float]:
+        """By kind of process. The load's has ended by now: a client is not part of a deployment."""
+        cores: dict[str, float] = {}
+        span_s = time.monotonic() - self._start_s
+        for name, used_s in self._stack.processor_s().items():
+            kind = name.partition("-")[0]
+            kind = f"workers of {kind}" if kind in self._pools else kind
+            used_s -= self._cpu_s.get(name, 0.0)
+            cores[kind] = cores.get(kind, 0.0) + used_s / span_s
+        return cores
 
     # What is shown
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wattline.catalog.yaml_files import parse
+from wattline.core.calibration.terms import CalibrationSettings
 from wattline.core.decision import PoolPlan
 from wattline.core.errors import InputError
 from wattline.core.settings import Settings
@@ -104,6 +105,7 @@ def load_plan(
         experiment.settings,
         replica_interval_s=REPLICA_INTERVAL_S,
         replica_hold_s=REPLICA_HOLD_S,
+        calibration=CalibrationSettings(),  # as a controller has it unless told otherwise
     )
     return DemoPlan(replace(experiment, settings=settings))
 

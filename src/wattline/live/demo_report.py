@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -49,21 +50,33 @@ class Results:
 
     def headline(self) -> str:
         """What was run and what came of it."""
-        live = self.live.result
-        cuts = [span for span in self.outcome.measured.budgets if span.cause == "cut"]
+        measured, live = self.outcome.measured, self.live.result
         held = (
             "The limits that the GPUs enforced never stood above the budget by our doing"
-            if self.outcome.measured.verdict.ours_watt_seconds == 0.0
-            else "Actions of ours put "
-            f"{text.watt_seconds(live.over_budget_enforced_ws)} of limits above the budget"
+            if measured.verdict.ours_watt_seconds == 0.0
+            else f"Actions of ours put {text.watt_seconds(live.over_budget_enforced_ws)} of limits "
+            "above the budget"
         )
-        under = f", and the cut to {text.watts(cuts[0].total_w)} was enforced" if cuts else ""
-        return (
-            f"Live: NVIDIA Dynamo's frontend and real worker processes on virtual GPUs. "
-            f"{text.percent(live.slo_attainment)} of {live.requests:,} requests met both targets "
-            f"({text.rate(live.goodput_rps)} a second). {held}{under}. The simulated run of the "
-            f"same requests is beside it: {text.percent(self.simulated.result.slo_attainment)}."
+        words = (
+            f"Live: NVIDIA Dynamo's frontend and real worker processes on virtual GPUs. {held}"
+            f"{self._cut()}. {text.percent(live.slo_attainment)} of {live.requests:,} requests met "
+            f"both targets ({text.rate(live.goodput_rps)} a second); in the simulated run of the "
+            f"same requests, {text.percent(self.simulated.result.slo_attainment)}."
         )
+        return words.replace(" %", "\u00a0%")
+
+    def _cut(self) -> str:
+        """How fast the first cut was enforced."""
+        measured = self.outcome.measured
+        for before, span in pairwise(measured.budgets):
+            if span.total_w < before.total_w:
+                under_s = measured.levels.under_after_s(span.start_s, span.end_s, span.usable_w)
+                if under_s is not None:
+                    return (
+                        f", and a cut to {text.watts(span.total_w)} was enforced "
+                        f"{under_s * 1000:.0f} ms after it was ordered"
+                    )
+        return ""
 
     def _subtitle(self) -> str:
         live = self.live.result
@@ -84,6 +97,7 @@ class Results:
             "recording (folder recording, for `wattline explain` and `wattline replay`).",
             "Of the live run, tokens of requests that had not finished are not counted.",
         ]
+        notes.append(self._cores())
         broken = measured.broken
         if broken:
             notes.append(f"{len(broken)} requests broke and count as rejected: {broken[0].why}.")
@@ -92,6 +106,10 @@ class Results:
         else:
             notes.append(f"Prometheus: {self.outcome.history_missing}.")
         return notes
+
+    def _cores(self) -> str:
+        used = ", ".join(f"{name} {cores:.2f}" for name, cores in self.outcome.cores.items())
+        return f"Processor cores used on average: {used}."
 
     def show(self, console: Console) -> None:
         """Print all of it."""
@@ -109,6 +127,7 @@ class Results:
                 console.print(line, highlight=False)
         else:
             console.print(f"Prometheus: {self.outcome.history_missing}", highlight=False)
+        console.print(self._cores(), highlight=False)
         console.print()
         for promise in self.outcome.promises:
             mark = Text("kept    ", style="green") if promise.held else Text("BROKEN  ", "bold red")

@@ -30,11 +30,12 @@ from wattline.core.errors import InputError, WattlineError
 from wattline.live import prometheus_server
 from wattline.live.environment import Environment
 from wattline.live.processes import Adopted, free_ports
-from wattline.live.stack_process import Managed, Processes, end_adopted, undisturbed
+from wattline.live.stack_process import Managed, Processes, cpu_s, end_adopted, undisturbed
 from wattline.live.stack_spec import (
     StackSpec,
     agent_settings,
     controller_document,
+    node_name,
     plan_file,
     worker_pools,
 )
@@ -156,13 +157,13 @@ class LiveStack:
     def _make_nodes(self) -> None:
         spec = self.spec
         for number in range(spec.nodes):
-            name = f"node-{number + 1}"
+            name = node_name(number)
             self.nodes[name] = VirtualNode(
                 self.folder / name, spec.products_of(number), settle_s=spec.settle_s, seed=number
             )
         taken = dict.fromkeys(self.nodes, 0)
         for index, pool in enumerate(spec.deployment.pools):
-            name = f"node-{spec.node_of(index) + 1}"
+            name = node_name(spec.node_of(index))
             uuids = self.nodes[name].gpus.uuids()
             self.uuids[pool.name] = uuids[taken[name] : taken[name] + pool.gpus]
             taken[name] += pool.gpus
@@ -335,6 +336,12 @@ class LiveStack:
             if Adopted(note.pid, note.started_ticks).alive():
                 found.append(note)
         return tuple(found)
+
+    def processor_s(self) -> dict[str, float]:
+        """Seconds of processor time since its start, of each process and worker that runs."""
+        pids = {process.name: process.pid for process in self.processes}
+        pids |= {note.replica: note.pid for note in self.workers()}
+        return {name: seconds for name, pid in pids.items() if (seconds := cpu_s(pid)) is not None}
 
     # What it is asked and told
 

@@ -183,6 +183,19 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def cpu_s(pid: int | None) -> float | None:
+    """Processor seconds, of user and system, that a process has used; None when it has ended.
+
+    From /proc/PID/stat (proc(5)), fields 14 and 15.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    user, system = text.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def end_adopted(pids: Mapping[int, int], limit_s: float) -> None:
     """End processes that others started, given as id and start in ticks since the boot.
 
