@@ -16,6 +16,7 @@ from wattline.recording.segments import segment_files
 DOWN_S = 5.0
 """How long most causes last."""
 HUNG_S = 8.0
+LARGEST_W = 700.0
 ANSWERED_S = 5.0
 """For so long every request has to be answered, to say that they are."""
 _LEAST_TICKS = 3
@@ -297,6 +298,44 @@ def controller_killed(run: Harness) -> Outcome:
     )
 
 
+def controller_without_log(run: Harness) -> Outcome:
+    """The new one knows nothing, and one node does not answer it."""
+    epoch = 0
+
+    def inject(outcome: Outcome) -> float:
+        nonlocal epoch
+        epoch = run.stack.state()["epoch"]
+        observer = run.stack.watts.observer
+        assert observer is not None
+        with run.hindered("node-2", "agent stopped"):
+            run.stack.kill(CONTROLLER)
+            run.stack.stop("agent-node-2")
+            (run.stack.folder / "controller" / "grants.log").unlink()
+            changes = len(observer.changes)
+            run.stack.start(CONTROLLER)
+            run.stack.until(lambda: run.stack.state()["epoch"] > epoch, "a new epoch")
+            # The report that lies there is news to it, and old only seconds later.
+            time.sleep(HUNG_S)
+            state = run.stack.state()
+            silent = [gpu for gpu in state["gpus"] if gpu["pool"] == "decode"]
+            booked_w = [gpu["booked_w"] for gpu in silent]
+            most = all(watts == LARGEST_W for watts in booked_w)
+            run.expect(outcome, f"of the silent node {booked_w} W are booked", most)
+            raised = [c for c in observer.changes[changes:] if c.enforced_mw > c.before_mw]
+            run.expect(outcome, f"raised before all nodes were known: {raised[:2]}", not raised)
+            run.stack.resume("agent-node-2")
+            return time.monotonic()
+
+    return run.fault(
+        "controller without its log",
+        "SIGKILL, grant log deleted, one agent stopped until 8 s after the new start",
+        "ready under a new epoch, every node heard under it",
+        inject,
+        lambda: _controller_back(run, epoch) and run.stack.state()["budget"]["exposure_w"] == 0.0,
+        "node node-2",
+    )
+
+
 def controller_killed_in_a_cut(run: Harness) -> Outcome:
     """The cut is on disk, and nobody has carried it out yet."""
 
@@ -442,6 +481,7 @@ CASES: dict[str, Callable[[Harness], Outcome]] = {
     "worker-killed": worker_killed,
     "agent-killed": agent_killed,
     "controller-killed": controller_killed,
+    "controller-without-log": controller_without_log,
     "controller-killed-in-a-cut": controller_killed_in_a_cut,
     "cut": cut_under_load,
     "cut-with-dead-agents": cut_with_dead_agents,
