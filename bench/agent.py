@@ -1,6 +1,6 @@
 """How fast and how small the node agent is, on a virtual node, beside Dynamo's Power Agent.
 
-    python bench/agent.py                   # 504 pods, 240 grants, 240 brakes, 2 x 60 s at rest
+    python bench/agent.py                   # 504 pods, 240 grants, 240 brakes, 3 x 60 s at rest
     python bench/agent.py --quick           # a tenth of it
     python bench/agent.py --json FILE       # also write the figures
     python bench/agent.py --pods-from file  # without a kube-apiserver
@@ -30,6 +30,7 @@ import agent_pods
 
 MUST = {"p99_ms": 500.0, "resident_most_mib": 80.0}
 GOAL = {"pod p99_ms": 250.0, "grant p99_ms": 300.0, "resident_mib": 60.0, "cpu_percent": 0.5}
+RESTS = ("rest_annotations", "rest_grants", "rest_grants_kubelet")
 DYNAMO = {
     "source": "deploy/power-agent of ai-dynamo/dynamo at 3f41c0ec, read, not run",
     "pod bound to limit": "up to 15 s: it looks every 15 s (hard-coded)",
@@ -67,6 +68,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         figures["brake"] = agent_grants.measure_brakes(node, granter, brake_file, 240 // scale)
     finally:
         node.close()
+    node, granter, _ = agent_grants.start(folder / "kubelet", kubelet=True)
+    try:
+        _say("at rest, with grants and a kubelet")
+        granter.reach(dict.fromkeys(node.uuids, 400.0))
+        figures["rest_grants_kubelet"] = agent_grants.measure_rest(node, 60.0 / scale)
+    finally:
+        node.close()
     figures["load_average_after"] = os.getloadavg()[0]
     figures["missed"] = missed(figures)
     return figures
@@ -84,7 +92,7 @@ def missed(figures: dict[str, Any]) -> list[str]:
         for name, each in latencies.items()
         if each["p99_ms"] >= MUST["p99_ms"]
     ]
-    for rest in ("rest_annotations", "rest_grants"):
+    for rest in RESTS:
         most_mib = figures[rest]["resident_most_mib"]
         if most_mib >= MUST["resident_most_mib"]:
             lines.append(f"{rest}: {most_mib:.0f} MiB resident, over 80 MiB")
@@ -122,7 +130,7 @@ def table(figures: dict[str, Any]) -> str:
         "",
         "at rest, 8 GPUs       seconds   CPU %   resident MiB   (own share)   threads   fds",
     ]
-    for name in ("rest_annotations", "rest_grants"):
+    for name in RESTS:
         each = figures[name]
         lines.append(
             f"{name[5:]:20} {each['seconds']:8.0f} {each['cpu_percent_of_a_core']:7.2f} "

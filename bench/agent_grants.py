@@ -69,8 +69,8 @@ class Granter:
         self._node.wait(changed, 10.0, "a report after the brake")
 
 
-def start(folder: Path) -> tuple[MeasuredNode, Granter, Path]:
-    """A node under grants, with its brake file's path."""
+def start(folder: Path, *, kubelet: bool = False) -> tuple[MeasuredNode, Granter, Path]:
+    """A node under grants, with its brake file's path; `kubelet`: one is there to tell owners."""
     grants, brakes = folder / "grants", folder / "brakes"
     folder.mkdir(mode=0o755)
     grants.mkdir(mode=0o755)
@@ -79,8 +79,9 @@ def start(folder: Path) -> tuple[MeasuredNode, Granter, Path]:
         "mode": "grants",
         "grants": str(grants),
         "brake_file": str(brakes / "brake"),
+        "kubelet_socket": str(folder / "n" / "node" / "kubelet.sock"),
     }
-    node = MeasuredNode(folder / "n", settings, kubelet=False)
+    node = MeasuredNode(folder / "n", settings, kubelet=kubelet)
     node.start()
     return node, Granter(node, grants), brakes / "brake"
 
