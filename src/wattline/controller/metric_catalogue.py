@@ -163,11 +163,16 @@ DYNAMO = (
         ),
         "The draft calls it `aic_power_w_clamped_total` and does not register it.",
     ),
+    _but(
+        _gauge(
+            AIC + "advisory_alternative_tp_speedup",
+            "Requests per GPU with the best other tensor-parallel size, over those with today's.",
+        ),
+        "The largest over pools; with `models.aic.alternatives` only.",
+    ),
 )
 
-NOT_EXPORTED = {
-    AIC + "advisory_alternative_tp_speedup": "nothing sweeps other tensor-parallel sizes",
-}
+NOT_EXPORTED: dict[str, str] = {}
 """Names of the feature that nothing stands behind here."""
 
 OWN = (

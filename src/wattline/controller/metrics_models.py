@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from wattline.controller.metric_catalogue import AIC
-from wattline.controller.models import DISABLED_REASONS
+from wattline.controller.models_view import DISABLED_REASONS
 from wattline.controller.view import TickView
 from wattline.core.calibration.state import RoleCalibration
 from wattline.core.fleet import Fleet, Role
@@ -58,7 +58,7 @@ def _coefficient(kind: str, role: RoleCalibration) -> str:
 
 def model_samples(view: TickView) -> Iterator[Sample]:
     """Sweeps of models; nothing where no deployment's models come from them."""
-    swept = [entry for entry in view.models.deployments if entry.source == "aic"]
+    swept = [entry for entry in view.models.deployments if entry.configured]
     for entry in swept:
         label = (entry.name,)
         yield _P + "models_sweeping", label, float(entry.sweeping)
@@ -71,6 +71,8 @@ def model_samples(view: TickView) -> Iterator[Sample]:
     yield AIC + "throughput_regression_total", (), float(sum(each.regressions for each in swept))
     yield AIC + "power_w_clamped_total", ("prefill",), float(sum(e.clamped_prefill for e in swept))
     yield AIC + "power_w_clamped_total", ("decode",), float(sum(e.clamped_decode for e in swept))
+    speedups = [option.speedup for each in swept for option in each.alternatives]
+    yield AIC + "advisory_alternative_tp_speedup", (), max(speedups, default=None)
     disabled = {each.disabled_reason for each in swept}
     for reason in DISABLED_REASONS:
         yield AIC + "optimizer_disabled_reason", (reason,), float(reason in disabled)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from wattline.catalog.fleet_spec import AnyEngine
+from wattline.controller.model_alternatives import Alternative, best_alternatives
 from wattline.controller.model_engines import (
     Found,
     Infeasible,
@@ -26,6 +28,7 @@ from wattline.controller.model_engines import (
     requests_of,
 )
 from wattline.controller.models_settings import AicSpec
+from wattline.controller.models_view import DeploymentModels, ModelsView
 from wattline.controller.settings import ControllerSettings
 from wattline.core.calibration.sweep import Reoptimiser, SweepFailed, SweepTerms, Swept
 from wattline.core.errors import InputError, WattlineError
@@ -33,63 +36,11 @@ from wattline.core.fleet import Deployment
 from wattline.core.mix import Mix
 from wattline.core.settings import Settings
 from wattline.core.state import State
-from wattline.drivers.aic import Aic, Table
+from wattline.drivers.aic import Aic, Request, Table
 
 log = logging.getLogger(__name__)
 
-DISABLED_REASONS = (
-    "infeasible_at_startup",
-    "startup_exception",
-    "consecutive_failures",
-    "operator",
-)
 ACTIONS = ("enable", "disable", "retry")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentModels:
-    """Where one deployment's engines come from. Counts are since the start.
-
-    source: `declared` (as configured) or `aic`. state: what happens, in a word. why: the newest
-    failure, or why nothing is tried any more. exceptions: sweeps without a usable answer.
-    clamped_*: sweeps whose watts of that side were not credible. prefill_w, decode_w: watts per GPU
-    as used, None while nothing is predicted; raw ones beside them.
-    """
-
-    name: str
-    source: str = "declared"
-    state: str = "declared"
-    why: str | None = None
-    sweeping: bool = False
-    consecutive_failures: int = 0
-    sweeps: int = 0
-    exceptions: int = 0
-    regressions: int = 0
-    disabled_reason: str | None = None
-    clamped_prefill: int = 0
-    clamped_decode: int = 0
-    prefill_w: float | None = None
-    decode_w: float | None = None
-    prefill_raw_w: float | None = None
-    decode_raw_w: float | None = None
-    package: str | None = None
-    age_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelsView:
-    """All deployments, in order."""
-
-    deployments: tuple[DeploymentModels, ...]
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """What needs a person."""
-        return tuple(
-            f"models of {entry.name}: {entry.why}"
-            for entry in self.deployments
-            if entry.disabled_reason not in (None, "operator")
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,9 +54,20 @@ class _Entry:
     disabled_reason: str | None = None
     clamped_prefill: int = 0
     clamped_decode: int = 0
+    alternatives: tuple[Alternative, ...] = ()
 
 
 Outcome = Swept[Found] | SweepFailed
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a sweep came to. drifts: the counter when it was begun."""
+
+    entry: _Entry
+    outcome: Outcome
+    drifts: int
+    alternatives: tuple[Alternative, ...] = ()
 
 
 def check_models(settings: Settings, configured: ControllerSettings, path: Path) -> None:
@@ -132,7 +94,7 @@ class ModelDesk:
         self._expected = [settings.expected_mix(i) for i in range(len(settings.fleet.deployments))]
         self._entries: list[_Entry] = []
         self._commands: SimpleQueue[tuple[str, str | None, str]] = SimpleQueue()
-        self._outcomes: SimpleQueue[tuple[_Entry, Outcome, int]] = SimpleQueue()
+        self._outcomes: SimpleQueue[_Answer] = SimpleQueue()
         self._sweeping: _Entry | None = None
         self._thread: threading.Thread | None = None
         self._spec: AicSpec | None = configured.models.aic
@@ -176,28 +138,30 @@ class ModelDesk:
                 log.warning("kept tables are not used", extra={"why": str(error)})
                 continue
             if tables is not None:
-                self._take(entry, self._outcome(entry, tables, mix), 0, None, now_s)
+                outcome = self._outcome(entry, tables, mix)
+                advice = self._advice(entry, outcome, mix, self._aic.cached if self._aic else None)
+                self._take(_Answer(entry, outcome, 0, advice), None, now_s)
         self._show(now_s)
         return self.apply(settings)
 
     def poll(self, now_s: float, state: State | None) -> bool:
         """Take answers and orders in, and ask anew where it is due; whether engines changed."""
-        before = [entry.memory.config for entry in self._entries]
+        before = [_engines(entry) for entry in self._entries]
         self._carry_out_commands()
         while True:
             try:
-                entry, outcome, drifts = self._outcomes.get_nowait()
+                answer = self._outcomes.get_nowait()
             except Empty:
                 break
             self._sweeping = self._thread = None
-            self._take(entry, outcome, drifts, state, now_s)
+            self._take(answer, state, now_s)
         if self._sweeping is None:
             due = (e for e in self._entries if e.memory.due(now_s, _drifts(e, state)))
             entry_due = next(due, None)
             if entry_due is not None:
                 self._begin(entry_due, state)
         self._show(now_s)
-        return before != [entry.memory.config for entry in self._entries]
+        return before != [_engines(entry) for entry in self._entries]
 
     def apply(self, settings: Settings) -> Settings:
         """The settings with the engines that are predicted; the same object if there are none."""
@@ -235,16 +199,18 @@ class ModelDesk:
         assert aic is not None
         assert spec is not None
         outcome: Outcome
+        advice: tuple[Alternative, ...] = ()
         try:
             tables = aic.sweep(requests_of(entry.members, spec, mix))
             outcome = self._outcome(entry, tables, mix)
+            advice = self._advice(entry, outcome, mix, aic.sweep)
         except WattlineError as error:
             outcome = SweepFailed(str(error))
         except Exception as error:
             # A defect here must not leave the loop waiting for an answer that never comes.
             log.exception("a sweep failed")
             outcome = SweepFailed(f"{type(error).__name__}: {error}")
-        self._outcomes.put((entry, outcome, drifts))
+        self._outcomes.put(_Answer(entry, outcome, drifts, advice))
 
     def _kept(self, entry: _Entry, mix: Mix) -> list[Table] | None:
         assert self._aic is not None
@@ -258,17 +224,31 @@ class ModelDesk:
         except (WattlineError, ValueError, ArithmeticError) as error:
             return SweepFailed(f"the tables give no engine: {error}")
 
-    def _take(
-        self, entry: _Entry, outcome: Outcome, drifts: int, state: State | None, now_s: float
-    ) -> None:
+    def _advice(
+        self,
+        entry: _Entry,
+        outcome: Outcome,
+        mix: Mix,
+        ask: Callable[[list[Request]], list[Table] | None] | None,
+    ) -> tuple[Alternative, ...]:
+        """Sizes that would serve more; only where today's was good."""
+        if ask is None or self._spec is None or not isinstance(outcome, Swept):
+            return ()
+        slo = entry.deployment.slo
+        return best_alternatives(
+            outcome.config, entry.members, self._fleet, slo, mix, self._spec, ask
+        )
+
+    def _take(self, answer: _Answer, state: State | None, now_s: float) -> None:
         """Remember an outcome."""
+        entry, outcome = answer.entry, answer.outcome
         memory = entry.memory
         ttft, itl = _factors(entry, state)
         after = memory.after(
             outcome,
             entry.deployment.slo,
             now_s,
-            drifts=drifts,
+            drifts=answer.drifts,
             ttft_factor=ttft,
             itl_factor=itl,
         )
@@ -276,6 +256,7 @@ class ModelDesk:
         if isinstance(outcome, Swept) and after is not memory:
             entry.clamped_prefill += outcome.config.prefill.clamped
             entry.clamped_decode += outcome.config.decode.clamped
+            entry.alternatives = answer.alternatives
         if after.disabled is not None and memory.disabled is None:
             infeasible = isinstance(outcome, Swept | Infeasible)
             if memory.config is not None:
@@ -325,6 +306,7 @@ class ModelDesk:
             state = "sweeping"
         return DeploymentModels(
             name=entry.deployment.name,
+            configured=True,
             source="declared" if found is None else "aic",
             state=state,
             why=memory.why if memory.disabled is None else memory.disabled,
@@ -342,7 +324,12 @@ class ModelDesk:
             decode_raw_w=None if found is None else found.decode.raw_w,
             package=None if found is None else found.package,
             age_s=None if memory.good_s is None else round(now_s - memory.good_s, 3),
+            alternatives=entry.alternatives,
         )
+
+
+def _engines(entry: _Entry) -> tuple[AnyEngine, ...] | None:
+    return None if entry.memory.config is None else entry.memory.config.engines
 
 
 def _order(entry: _Entry, action: str, said: str) -> None:

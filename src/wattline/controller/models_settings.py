@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ class AicSpec(StrictModel):
     the model's published names, of which the library takes the first that it knows."""
     systems: dict[str, str] = Field(default={})
     """Per GPU product: the library's name of a system with it; those of the catalog are known."""
+    alternatives: list[Annotated[int, Field(ge=1, le=64)]] = Field(default=[], max_length=8)
+    """Other tensor-parallel sizes to compare today's with, in requests per GPU. Advice only."""
     memory_fraction: float = Field(default=0.9, ge=0.1, le=0.99)
     """Share of the GPU's memory that the engine fills."""
     limit_s: Seconds = 120.0

@@ -8,7 +8,7 @@ from wattline.controller.admission import FrontendView
 from wattline.controller.budget import InForce
 from wattline.controller.caps import CapsView
 from wattline.controller.history import HistoryView
-from wattline.controller.models import ModelsView
+from wattline.controller.models_view import ModelsView
 from wattline.core.decision import Decision
 from wattline.core.snapshot import Snapshot
 from wattline.recording.orders import Carried

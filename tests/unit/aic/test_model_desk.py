@@ -384,6 +384,38 @@ def test_deployments_that_cannot_be_predicted_are_refused(
         ModelDesk(declared, changed, tmp_path / "file")
 
 
+def test_other_sizes_are_compared_and_nothing_follows_from_it(
+    make: Callable[..., Bench], predictor: Predictor
+) -> None:
+    bench = make(alternatives=[1, 2, 4])
+    bench.settle()
+    # Today's size is no alternative, and 4 GPUs do not fit a pool of 2.
+    assert [asked[0].tp for asked in predictor.asked] == [1, 2, 2]
+    found = bench.view.alternatives
+    assert [(each.pool, each.gpus_per_replica) for each in found] == [("p", 2), ("d", 2)]
+    # The stand-in is no faster on two GPUs, so each serves half.
+    assert all(0.3 < each.speedup < 0.7 for each in found)
+    assert bench.settings.fleet == bench.declared.fleet
+    assert not bench.settle()
+
+
+def test_a_size_that_cannot_be_estimated_is_no_alternative(
+    make: Callable[..., Bench], predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = predictor._table
+
+    def one_only(request: Request) -> Table:
+        if request.tp != 1:
+            raise AicError("aiconfigurator: no KV budget")
+        return table(request)
+
+    monkeypatch.setattr(predictor, "_table", one_only)
+    bench = make(alternatives=[2])
+    assert bench.settle()
+    assert bench.view.alternatives == ()
+    assert bench.view.exceptions == 0
+
+
 def test_words_of_the_library_are_filled_in(make: Callable[..., Bench]) -> None:
     bench = make(model_names={"chat": "meta-llama/Llama-3.1-8B-Instruct"}, backend="trtllm")
     bench.settle()

@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from wattline.agent.metric_catalogue import CATALOGUE as AGENT_CATALOGUE
 from wattline.controller.metric_catalogue import CATALOGUE, DYNAMO, NOT_EXPORTED
 from wattline.controller.metrics import exposition
-from wattline.controller.models import DISABLED_REASONS, DeploymentModels, ModelsView
+from wattline.controller.model_alternatives import Alternative
+from wattline.controller.models_view import DISABLED_REASONS, DeploymentModels, ModelsView
 from wattline.controller.view import TickView
 from wattline.core.calibration.factors import Factors
 from wattline.core.calibration.state import DeploymentCalibration, Pegged, RoleCalibration
@@ -79,6 +80,7 @@ CALIBRATION = DeploymentCalibration(
 )
 SWEPT = DeploymentModels(
     name="chat",
+    configured=True,
     source="aic",
     consecutive_failures=2,
     exceptions=3,
@@ -87,6 +89,7 @@ SWEPT = DeploymentModels(
     disabled_reason="startup_exception",
     clamped_decode=4,
     age_s=12.0,
+    alternatives=(Alternative(pool="decode", gpus_per_replica=2, speedup=1.25),),
 )
 
 
@@ -192,6 +195,7 @@ def test_sweeps_are_told(world: World) -> None:
     assert value(page, "dynamo_aic_optimizer_exceptions_total") == 3.0
     assert value(page, "dynamo_aic_throughput_regression_total") == 1.0
     assert value(page, "dynamo_aic_power_w_clamped_total", side="decode") == 4.0
+    assert value(page, "dynamo_aic_advisory_alternative_tp_speedup") == 1.25
     reasons = page["dynamo_aic_optimizer_disabled_reason"]
     assert {dict(labels)["reason"]: on for labels, on in reasons.items()} == {
         reason: float(reason == "startup_exception") for reason in DISABLED_REASONS
