@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-node demo-live test control-plane dynamo lint format lock clean
+.PHONY: help demo demo-node demo-live test control-plane dynamo predictor lint format lock clean
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ demo-node: $(VENV)/.agent ## A virtual 8-GPU node, its agent, a budget cut and a
 demo-live: $(READY) ## Dynamo's frontend and workers on virtual GPUs under a budget, live
 	$(BIN)/wattline demo-live
 
-test: $(READY) control-plane dynamo ## Run all tests
+test: $(READY) control-plane dynamo predictor ## Run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -rs
 
 control-plane: $(READY) # A real kube-apiserver and etcd for the contract tests, built once (needs Go)
@@ -41,6 +41,9 @@ control-plane: $(READY) # A real kube-apiserver and etcd for the contract tests,
 
 dynamo: $(READY) # Dynamo's frontend, mock workers and planner for the contract tests, built once
 	$(BIN)/python -m wattline.live.environment --planner
+
+predictor: $(READY) # AIConfigurator in an environment of its own for the contract tests, built once (0.8 GB)
+	$(BIN)/python tests/contract/aic/build_predictor.py
 
 lint: $(READY) ## Style, types and import contracts
 	$(BIN)/ruff check .
