@@ -161,6 +161,9 @@ class BudgetDesk:
         if entry is not None:
             if entry.number("total_w", 1e9) < 1.0:
                 raise entry.refusal("total_w", "a budget has at least 1 W")
+            for name in ("by", "why"):
+                if not entry.text(name).isprintable():
+                    raise entry.refusal(name, "must be printable, on one line")
             self._override = Override(
                 total_w=entry.number("total_w", 1e9),
                 by=entry.text("by"),

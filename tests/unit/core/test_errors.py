@@ -40,3 +40,8 @@ def test_an_error_is_one_short_line(found: object) -> None:
 def test_short_values_are_shown_whole() -> None:
     assert str(InputError("a", {"b": [1, 2.5, None]}, "c")) == "a: {'b': [1, 2.5, None]}: c"
     assert str(InputError("a", "it's", "c")) == 'a: "it\'s": c'
+
+
+def test_where_is_printable_too() -> None:
+    text = str(InputError("file:1: a\nb\ud800\u00e9", 1, "c"))
+    assert text == "file:1: a\\nb\\ud800\u00e9: 1: c"

@@ -260,6 +260,23 @@ def test_orders_that_nobody_gave_are_refused_at_the_start(text: str, tmp_path: P
         world.start()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"total_w": 0}, {"by": "two\nlines"}, {"why": "\ud800"}, {"until_s": float("nan")}]
+)
+def test_a_budget_that_nobody_set_is_refused_at_the_start(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    override = {"total_w": 1500.0, "by": "ann", "why": "PSU", "since_s": 1.0, "until_s": None}
+    document = {"version": 3, "override": override | changes}
+    world = World(tmp_path)
+    (tmp_path / "state").mkdir(mode=0o700)
+    path = tmp_path / "state" / "budget.json"
+    path.write_text(json.dumps(document))
+    path.chmod(0o600)
+    with pytest.raises(InputError, match=r"budget\.json"):
+        world.start()
+
+
 def test_a_line_of_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "MOST_LINE_BYTES", 1 << 20)
     (tmp_path / "segment-00000001.jsonl.gz").write_bytes(gzip.compress(bytes(64 << 20), 9))
