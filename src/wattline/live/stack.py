@@ -127,12 +127,12 @@ class LiveStack:
             self._start_frontend(name)
         for node in self.nodes.values():
             self._start_agent(node)
-        self._start_controller()
         if self.spec.plugin:
             self._start_plugin(ports[-1])
         else:
             del self.urls[PLUGIN]
         self._start_prometheus()
+        self._start_controller()
 
     def close(self) -> None:
         """End every process, workers included, and let go of the nodes; again is harmless."""
@@ -221,6 +221,7 @@ class LiveStack:
             nodes=nodes,
             pools=worker_pools(self.spec, self.environment, gpus_files, self.folder / "kv"),
             token_file=token_file,
+            prometheus=self.urls.get(PROMETHEUS),
         )
         path = self.folder / "controller.yaml"
         path.write_text(yaml.safe_dump(document, sort_keys=False))

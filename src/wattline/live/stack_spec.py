@@ -129,8 +129,9 @@ def controller_document(
     nodes: Sequence[Mapping[str, Any]],
     pools: Sequence[WorkerPool],
     token_file: Path,
+    prometheus: str | None,
 ) -> dict[str, Any]:
-    """The controller's settings; `nodes` as its settings have them."""
+    """The controller's settings; `nodes` as its settings have them. `prometheus`: its address."""
     name = spec.deployment.name
     document: dict[str, Any] = {
         "state_dir": str(folder / "controller"),
@@ -159,6 +160,9 @@ def controller_document(
             },
         },
     }
+    if prometheus is not None:
+        history = {"url": prometheus, "interval_s": 5.0, "window_s": 20}
+        document["sources"]["prometheus"] = history
     if spec.plugin:
         document["actuation"]["plugin_state"] = {name: str(plan_file(folder))}
     return merged(document, spec.changes)
