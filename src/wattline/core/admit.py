@@ -9,7 +9,7 @@ follows the prefill (moving the cache, the first decode step), a long prompt its
 is held than fits into one pass, the half pass that a prompt waits for its neighbours in the last
 one; at least a mean prompt, if another one after it still makes it. Decode blocks: the share of the
 KV cache in use when the largest batch that meets the ITL target decodes, less what is on its way
-from prefill.
+from prefill by then.
 """
 
 from __future__ import annotations
@@ -155,10 +155,11 @@ def _prompt_limit(worker: Worker, mix: Mix, slo: Slo, long_prompt: float) -> tup
 def _decode_limit(worker: Worker, mix: Mix, slo: Slo, prompt_s: float) -> float:
     """Share of KV blocks that a decode worker may hold."""
     batch = _decode_batch(worker.engine, worker.in_force.setting, mix, slo)
-    # Prompts that were admitted and are not here yet: a batch turns over once per answer.
+    # Prompts that were admitted and are not here yet: what is held turns over once per answer, so
+    # that many more are coming while one is computed; both together are the batch.
     answer_s = slo.itl_s * mix.output_tokens
-    coming = batch * min(1.0, prompt_s / answer_s)
-    return _share(worker.engine, max(0.0, batch - coming) * _context(mix))
+    held = batch / (1.0 + prompt_s / answer_s)
+    return _share(worker.engine, held * _context(mix))
 
 
 def _mixed_limit(worker: Worker, mix: Mix, slo: Slo) -> float:

@@ -95,6 +95,15 @@ def test_an_impossible_target_admits_only_onto_idle_workers() -> None:
     assert limits.active_decode_blocks == 0.0
 
 
+@pytest.mark.parametrize("output_tokens", [1.0, 2.0, 8.0])
+def test_short_answers_leave_room_to_decode(output_tokens: float) -> None:
+    """Prefill takes longer than such an answer: most of a batch is on its way, never all of it."""
+    mix = replace(MIX, output_tokens=output_tokens)
+    limits = worker_admission(workers(), mix, SLO)
+    assert limits.active_decode_blocks is not None
+    assert limits.active_decode_blocks * ENGINE.kv_capacity_tokens > mix.input_tokens
+
+
 def test_the_fleet_form_picks_the_pools_of_its_deployment() -> None:
     site = make_site(deployments=2)
     in_force = [InForce(2, Setting(watts)) for watts in (700.0, 700.0, 300.0, 300.0)]
