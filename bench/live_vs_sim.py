@@ -1,6 +1,6 @@
 """The same requests, budgets and fleet on real processes and in the simulator, side by side.
 
-    python bench/live_vs_sim.py [--seeds 1,2,3] [--seconds 90] [--json FILE]
+    python bench/live_vs_sim.py [--seeds recorded,1,2] [--seconds 90] [--json FILE]
 
 Replicas are fixed (two of prefill, two of decode), so that both runs serve with the same GPUs: what
 remains are the caps, the admission, and the difference between a model and processes. Needs
@@ -28,6 +28,9 @@ from wattline.live.demo_plan import DemoPlan, load_plan, own_scenario
 from wattline.live.demo_report import Results, terminal_table
 from wattline.live.demo_view import PlainView
 from wattline.sim.scenario import Scenario
+
+RECORDED = "recorded"
+"""The demonstration's slice of a recorded trace."""
 
 
 def scenario() -> Scenario:
@@ -59,16 +62,19 @@ def one(plan: DemoPlan, console: Console) -> Results:
 def main() -> int:
     """Run all seeds, print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", default="1", help="with commas between")
+    parser.add_argument(
+        "--seeds", default=RECORDED, help=f"generated traffic, or `{RECORDED}`, with commas between"
+    )
     parser.add_argument("--seconds", type=float, default=None, help="length of the traffic")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     console = Console()
     good = True
     found = []
-    for seed in (int(word) for word in arguments.seeds.split(",")):
+    for word in arguments.seeds.split(","):
+        seed = None if word == RECORDED else int(word)
         results = one(load_plan(scenario(), seconds=arguments.seconds, seed=seed), console)
-        console.print(f"\nSeed {seed}")
+        console.print(f"\nTraffic: {word}")
         for table in (results.enforced, results.beside):
             console.print(terminal_table(table.header, table.rows, table.bad))
         for promise in results.outcome.promises:
@@ -76,7 +82,7 @@ def main() -> int:
         good = good and results.outcome.passed and all(side.near for side in results.sides)
         found.append(
             {
-                "seed": seed,
+                "traffic": word,
                 "simulated": asdict(results.simulated.result),
                 "live": asdict(results.live.result),
             }

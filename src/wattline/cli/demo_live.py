@@ -18,7 +18,7 @@ from wattline.core.errors import WattlineError
 Examples:
   wattline demo-live
   wattline demo-live --seconds 45 --out out/short
-  wattline demo-live --trace AzureLLMInferenceTrace_conv.csv
+  wattline demo-live --trace conversation_trace.jsonl
   wattline explain out/demo-live/recording
 """
 )
@@ -28,9 +28,9 @@ Examples:
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A recorded trace, whose first seconds take the place of generated traffic.",
+    help="A recorded trace, of which the first seconds are sent.  [five minutes of Azure's]",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of the generated traffic.  [1]")
+@click.option("--seed", type=click.IntRange(min=0), help="Generated traffic of this seed instead.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

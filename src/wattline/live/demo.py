@@ -373,6 +373,7 @@ def promises(measured: Measured, replayed: Replay, hole: str | None) -> tuple[Pr
     verdict = measured.verdict
     late = [each for each in verdict.exposures if not (each.in_time and each.ended)]
     broken = measured.broken
+    under_way = sum(row.status == 0 for row in measured.rows)
     recomputed = f"{replayed.decisions} recorded decisions recomputed to the byte"
     if replayed.difference is not None:
         recomputed += f": tick {replayed.difference.tick} differs"
@@ -392,6 +393,7 @@ def promises(measured: Measured, replayed: Replay, hole: str | None) -> tuple[Pr
         ),
         Promise(
             text=f"{len(measured.rows)} requests: each answered or turned away"
+            + (f", but {under_way} under way when the run ended" if under_way else "")
             + (f"; {len(broken)} broke: {broken[0].why}" if broken else ""),
             held=not broken,
         ),

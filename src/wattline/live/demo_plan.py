@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ REPLICA_INTERVAL_S, REPLICA_HOLD_S = 5.0, 10.0
 """A run lasts a minute and a half: replicas are planned every 5 s, not every half minute."""
 STREAM_STEPS = 1
 LEAST_S, MOST_S = 15.0, 3600.0
+SLICE, SLICE_S = "azure_2023_conv_300s.csv.gz", 300.0
+"""Five busy minutes, 8 requests a second: the rows from 1,575 to 1,875 s of the 2023 conversation
+trace of github.com/Azure/AzurePublicDataset (CC-BY-4.0)."""
 _LEAST_DRAIN_S = 5.0
 SIMULATED = "simulated"
 """The policy's name in the figures of the simulated run."""
@@ -90,17 +93,24 @@ def load_plan(
     """The plan of a scenario, the package's own by default.
 
     `seconds`: the length of the traffic; everything on the time axis is stretched to it. `trace`: a
-    recorded trace, of which the first seconds replace the scenario's traffic. InputError for what
-    processes on one machine cannot show.
+    recorded trace, whose first seconds are the traffic; None: the slice in this package. `seed`:
+    the traffic that the scenario itself generates, instead. InputError for what processes on one
+    machine cannot show.
     """
+    if trace is not None and seed is not None:
+        raise InputError("seed", seed, "a recorded trace has none: give a trace or a seed")
     chosen = own_scenario() if scenario is None else scenario
     if seconds is not None:
         if not LEAST_S <= seconds <= MOST_S:
             raise InputError("seconds", seconds, f"give {LEAST_S:g} to {MOST_S:g}")
         chosen = stretched(chosen, seconds / chosen.duration_s)
     _check(chosen)
-    until_s = None if trace is None else chosen.duration_s
-    experiment = prepare(chosen, Traffic(trace=trace, until_s=until_s), seed=seed)
+    if seed is not None:
+        experiment = prepare(chosen, Traffic(), seed=seed)
+    elif trace is not None:
+        experiment = prepare(chosen, Traffic(trace=trace, until_s=chosen.duration_s))
+    else:
+        experiment = _of_the_slice(chosen)
     settings = replace(
         experiment.settings,
         replica_interval_s=REPLICA_INTERVAL_S,
@@ -108,6 +118,14 @@ def load_plan(
         calibration=CalibrationSettings(),  # as a controller has it unless told otherwise
     )
     return DemoPlan(replace(experiment, settings=settings))
+
+
+def _of_the_slice(scenario: Scenario) -> Experiment:
+    if scenario.duration_s > SLICE_S:
+        remedy = f"the slice in this package has {SLICE_S:g} s: give a trace, or a seed"
+        raise InputError("seconds", scenario.duration_s, remedy)
+    with as_file(files("wattline.live").joinpath(SLICE)) as path:
+        return prepare(scenario, Traffic(trace=path, until_s=scenario.duration_s))
 
 
 def own_scenario() -> Scenario:

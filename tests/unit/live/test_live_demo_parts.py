@@ -15,7 +15,7 @@ import pytest
 from wattline.core.errors import InputError, WattlineError
 from wattline.live import prometheus_server
 from wattline.live.demo_history import ask_history
-from wattline.live.demo_plan import load_plan, own_scenario, simulate, stretched
+from wattline.live.demo_plan import SLICE_S, load_plan, own_scenario, simulate, stretched
 from wattline.live.demo_record import Levels
 from wattline.live.demo_tables import sides
 from wattline.live.stack_process import Processes, marked
@@ -77,6 +77,20 @@ def experiment_start(plan: Any) -> Any:
 def test_lengths_that_show_nothing_are_refused(seconds: float) -> None:
     with pytest.raises(InputError, match="seconds"):
         load_plan(seconds=seconds)
+
+
+def test_what_is_sent_was_recorded_unless_a_seed_says_otherwise() -> None:
+    recorded, generated = load_plan(seconds=20.0), load_plan(seconds=20.0, seed=3)
+    assert recorded.requests != generated.requests
+    assert recorded.requests == load_plan(seconds=30.0).requests[: len(recorded.requests)]
+    # As they stand in the published file.
+    assert recorded.requests[0][1:] == (4077, 37)
+    assert len(load_plan(seconds=SLICE_S).requests) == 2325
+    with pytest.raises(InputError, match="give a trace, or a seed"):
+        load_plan(seconds=SLICE_S + 1.0)
+    with pytest.raises(InputError, match="give a trace or a seed"):
+        load_plan(trace=Path("trace.csv"), seed=1)
+    assert load_plan(seconds=SLICE_S + 1.0, seed=1).requests
 
 
 def test_what_workers_cannot_do_is_refused() -> None:
