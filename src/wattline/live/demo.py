@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wattline.core.errors import WattlineError
+from wattline.core.snapshot import Phase
 from wattline.live import load
 from wattline.live.demo_history import History, ask_history
 from wattline.live.demo_plan import DemoPlan
@@ -33,6 +34,7 @@ STEP_S = 0.05
 HEAD_START_S = 1.5
 RECENT_S = 10.0
 _LOAD = "load"
+_SETTLED_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +134,30 @@ class Demo:
         stack.ready()
         workers = ", ".join(note.replica for note in stack.workers())
         self._say(f"the frontend answers; workers that the controller started: {workers}")
+        # The simulated run starts from chips that follow their limits, and so does this one.
+        stack.until(self._chips_as_planned(), "limits as planned", _SETTLED_LIMIT_S)
         observer = stack.watts.observe()
         usable_w = stack.watts.usable_w
         self._spans = [
             BudgetSpan(observer.start_s, observer.start_s, self._plan.budget_w, usable_w, "first")
         ]
         self._energy.start()
+
+    def _chips_as_planned(self) -> Callable[[], bool]:
+        """Whether the limits have been those of the plan for as long as a chip takes to follow."""
+        settle_s = max(product.settle_s for product in self._plan.experiment.fleet.products)
+        since_s: float | None = None
+
+        def look() -> bool:
+            nonlocal since_s
+            now_s = time.monotonic()
+            if not as_planned(self._stack.state()):
+                since_s = None
+            elif since_s is None:
+                since_s = now_s
+            return since_s is not None and now_s - since_s >= settle_s
+
+        return look
 
     def _serve(self) -> None:
         """Send the load, change the budget on the way, and wait for the end of the window."""
@@ -333,6 +353,16 @@ class Demo:
         workers = self._folder / "controller" / "workers"
         for path in (*self._folder.glob("*.log"), *workers.glob("*.log")):
             shutil.copy(path, target / "logs")
+
+
+def as_planned(state: Mapping[str, Any]) -> bool:
+    """Whether every GPU that serves obeys its pool's plan; `state` is the controller's."""
+    caps_w = {pool["name"]: pool["plan"]["setting"]["cap_w"] for pool in state["pools"]}
+    return all(
+        gpu["enforced_w"] is not None and abs(gpu["enforced_w"] - caps_w[gpu["pool"]]) < 1.0
+        for gpu in state["gpus"]
+        if gpu["phase"] == Phase.READY
+    )
 
 
 def served(rows: Sequence[Row], plan: DemoPlan, now_s: float) -> Served:
