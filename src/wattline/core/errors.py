@@ -45,7 +45,7 @@ class InputError(WattlineError):
     exit_code = 2
 
     def __init__(self, where: str, found: object, remedy: str) -> None:
-        super().__init__(f"{_printable(where)}: {_shown(found)}: {remedy}")
+        super().__init__(f"{printable(where)}: {_shown(found)}: {remedy}")
         self.where = where
         self.found = found
         self.remedy = remedy
@@ -59,11 +59,11 @@ class SafetyError(WattlineError):
     """The booking invariant would be broken: a bug in Wattline, never a user's mistake."""
 
 
-def _printable(where: str) -> str:
-    """`where` on one line: it may hold keys out of the file that is refused."""
-    if where.isprintable():
-        return where
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in where)
+def printable(text: str) -> str:
+    """`text` on one line, what does not print escaped: keys and texts may come from anywhere."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _shown(found: object) -> str:

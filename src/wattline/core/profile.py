@@ -22,6 +22,7 @@ from wattline.core.roofline import PassTime, RooflineEngine
 ASSUMED_PREFILL = PassTime(0.9, 0.3, 0.05)
 ASSUMED_DECODE = PassTime(0.25, 0.8, 0.15)
 """Shape of a prompt pass and a decode step where no roofline is known; only ratios matter."""
+_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +139,17 @@ class ProfileEngine:
 
         A chunk of t tokens after a earlier ones has context t * a + t (t + 1) / 2, which gives a
         and makes the chunk the difference of two measured prompts. A smaller context means several
-        short prompts in one pass, taken as equally long.
+        short prompts in one pass, taken as equally long. Where noise or a broken file has the
+        longer prompt as fast, the chunk takes a tenth of its tokens' share of that prompt.
         """
         if not self.prefill_tokens:
             raise ValueError("this profile has no prefill measurements")
         fixed_s = self._prompt_fixed_s
         before = context / tokens - (tokens + 1) / 2.0
         if before >= 0.0:
-            return fixed_s + max(0.0, self._ttft(before + tokens) - self._ttft(before))
+            whole_s = self._ttft(before + tokens)
+            least_s = _LEAST_SHARE * (whole_s - fixed_s) * tokens / (before + tokens)
+            return fixed_s + max(0.0, least_s, whole_s - self._ttft(before))
         each = max(1.0, 2.0 * context / tokens - 1.0)
         return fixed_s + tokens / each * max(0.0, self._ttft(each) - fixed_s)
 
@@ -155,7 +159,9 @@ class ProfileEngine:
         if tokens < self.prefill_tokens[0]:
             share = tokens / self.prefill_tokens[0]
             return self._prompt_fixed_s + share * (self.prefill_s[0] - self._prompt_fixed_s)
-        return _line(self.prefill_tokens, self.prefill_s, tokens)
+        seconds = _line(self.prefill_tokens, self.prefill_s, tokens)
+        # Drawn on beyond the last point, where noise may have the line fall.
+        return max(seconds, self.prefill_s[-1]) if tokens > self.prefill_tokens[-1] else seconds
 
     def _decode_s(self, batch: int, kv_tokens: float) -> float:
         """Step time, linear in cache use within a slice and in context between slices."""

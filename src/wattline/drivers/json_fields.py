@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from wattline.core.errors import InputError
+from wattline.core.errors import InputError, printable
 from wattline.grants.messages import PROTOCOL_VERSION
 
 _LARGEST_COUNT = 2**63 - 1
@@ -53,11 +53,11 @@ class Fields:
         return self._entry.get(name) is not None
 
     def text(self, name: str) -> str:
-        """A text of at most 1000 characters."""
+        """A text of at most 1000 characters; those that do not print come escaped."""
         found = self._entry.get(name)
         if not isinstance(found, str) or len(found) > 1000:
             raise self.refusal(name, "must be a text")
-        return found
+        return printable(found)
 
     def text_or_none(self, name: str) -> str | None:
         """The same, or None."""
@@ -126,7 +126,7 @@ class Fields:
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts."""
         found = self.items(name)
-        texts = [entry for entry in found if isinstance(entry, str)]
+        texts = [printable(entry) for entry in found if isinstance(entry, str)]
         if len(texts) != len(found):
             raise self.refusal(name, "must be a list of texts")
         return tuple(texts)

@@ -269,3 +269,13 @@ def test_a_limit_that_stood_for_ever_can_be_reported() -> None:
     read = decode_report(encode_report(report), node="n1", where="x").gpus[0].report
     assert read is not None
     assert read.standing_s >= 1e9
+
+
+def test_texts_of_a_report_come_on_one_line() -> None:
+    report = NodeReport(
+        node="n1", version="1", incarnation=1, report_sequence=1, mode="re\rturn",
+        operator_hold="\x1b[31mred\nline",
+    )  # fmt: skip
+    read = decode_report(encode_report(report), node="n1", where="x")
+    assert read.mode == r"re\rturn"
+    assert read.operator_hold == r"\x1b[31mred\nline"

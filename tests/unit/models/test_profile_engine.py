@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wattline.catalog import engine_profile
-from wattline.catalog.profiles import read_profile
+from wattline.catalog.profiles import Profile, read_profile
 from wattline.core.engine import ForwardPass
 from wattline.core.errors import InputError
 from wattline.core.fleet import Deployment, Pool, Role, Setting, Slo
-from wattline.core.profile import ProfileEngine
+from wattline.core.profile import DecodeSlice, ProfileEngine
 
 PREFILL: dict[str, Any] = {
     "prefill_isl": [256, 1024, 4096],
@@ -186,3 +186,24 @@ def test_any_bytes_are_refused_in_one_line(tmp_path_factory: Any, content: bytes
     with pytest.raises(InputError) as caught:
         read_profile(folder)
     assert "\n" not in str(caught.value)
+
+
+@given(
+    st.lists(st.floats(0.5, 1000.0), min_size=2, max_size=6),
+    st.integers(1, 8192),
+    st.integers(0, 100_000),
+    st.floats(200.0, 700.0),
+)
+def test_no_chunk_is_free_however_odd_the_measured_prompts_are(
+    ttft_ms: list[float], tokens: int, before: int, cap_w: float
+) -> None:
+    lengths = tuple(100.0 * 3.0**n for n in range(len(ttft_ms)))
+    profile = Profile(
+        prefill_tokens=lengths,
+        prefill_s=tuple(each / 1e3 for each in ttft_ms),
+        decode=(DecodeSlice(1000.0, (0.1, 0.9), (0.01, 0.02)),),
+        max_kv_tokens=100_000,
+    )
+    found = engine_profile(profile, POOL, CHAT).cost(prompt(tokens, before), Setting(cap_w))
+    assert found.duration_s > 0.0
+    assert 0.0 < found.power_w <= cap_w + 1e-6
