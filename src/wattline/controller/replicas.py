@@ -125,7 +125,7 @@ class ReplicaNumbers:
 
 
 class StartTimes:
-    """Since when replicas load: those that were seen to begin, not what loaded at the first look."""
+    """Since when replicas load; of those that did so at the first look that is not known."""
 
     def __init__(self) -> None:
         self._since_s: dict[str, float | None] | None = None

@@ -14,8 +14,8 @@ from wattline.core.fleet import Fleet
 from wattline.core.snapshot import PoolView, Snapshot
 from wattline.core.transition import GpuArrays
 
-# A lowering is sent in one tick, reported in the next, and has settled by the one after its settle
-# time; a tick is a second.
+# A lowering is sent in one tick and reported in the next, and a raise may be sent in the tick after
+# its settle time is over: a tick is a second.
 _TICKS_S = 3.0
 # An overdue replica keeps its watts for so long: beyond it, what the others could have served with
 # them is more than the few seconds that the replica would be slow.
@@ -23,11 +23,8 @@ _PATIENCE_S = 10.0
 
 
 def lead_s(fleet: Fleet) -> float:
-    """Seconds from the decision to move watts until the GPUs that get them run at their limit.
-
-    Both the GPUs that are lowered and those that are raised take their settle time.
-    """
-    return 2.0 * max((product.settle_s for product in fleet.products), default=0.0) + _TICKS_S
+    """Seconds from the decision to move watts until the limits that get them are raised."""
+    return max((product.settle_s for product in fleet.products), default=0.0) + _TICKS_S
 
 
 def with_those_due(
@@ -47,5 +44,25 @@ def with_those_due(
         own = gpus.starting & (gpus.pool == index) & np.isin(gpus.replica, numbers)
         due = len(np.unique(gpus.replica[own]))
         serving = serving | own
-        views[index] = replace(view, ready=view.ready + due, starting=view.starting - due)
+        views[index] = _joined(view, due)
     return gpus.with_ready(serving), tuple(views)
+
+
+def _joined(view: PoolView, due: int) -> PoolView:
+    """The view with `due` more ready; each replica holds as much as those do that serve now.
+
+    One that does not serve yet takes nothing off the others, whose caps must stay fast enough.
+    """
+    ready = view.ready + due
+    times = ready / view.ready if view.ready else 1.0
+    return replace(
+        view,
+        ready=ready,
+        starting=view.starting - due,
+        queued_prefill_tokens=_scaled(view.queued_prefill_tokens, times),
+        running=_scaled(view.running, times),
+    )
+
+
+def _scaled(count: float | None, times: float) -> float | None:
+    return None if count is None else round(count * times, 6)

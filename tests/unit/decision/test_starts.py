@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wattline.core.decide import decide
+from wattline.core.errors import InputError
 from wattline.core.snapshot import Phase, Snapshot
-from wattline.core.starts import lead_s
+from wattline.core.starts import lead_s, with_those_due
 from wattline.core.state import State
+from wattline.core.transition import gpu_arrays
+from wattline.recording.codec import snapshot_from_json, snapshot_from_python, snapshot_to_json
 
 STARTUP_S = 60.0
-"""Of every pool of the fixture; its GPUs settle in 2 s, so that the lead is 7 s."""
+"""Of every pool of the fixture; its GPUs settle in 2 s, so that the lead is 5 s."""
 
 
 def loading_site(budget_w: float = 2600.0) -> Site:
@@ -114,6 +118,37 @@ def test_only_replicas_that_load_are_due(phase: Phase) -> None:
     assert raised.get(7, 200.0) == 200.0
 
 
+def test_what_is_held_rests_on_those_that_serve() -> None:
+    site = loading_site()
+    snapshot = at(site, 0.0, STARTUP_S - 1.0)
+    prefill, decode = snapshot.pools
+    snapshot = replace(snapshot, pools=(prefill, replace(decode, running=90.0)))
+    arrays, views = with_those_due(snapshot, site.fleet, gpu_arrays(snapshot.gpus))
+    assert views[0] == prefill
+    assert (views[1].ready, views[1].starting, views[1].running) == (4, 0, 120.0)
+    assert int(arrays.ready.sum()) == 8
+
+
+def test_starts_are_recorded_with_the_snapshot() -> None:
+    snapshot = at(loading_site(), 0.0, 12.5)
+    assert snapshot_from_json(snapshot_to_json(snapshot), "x") == snapshot
+
+
+def test_a_snapshot_from_before_starts_were_told_is_read() -> None:
+    document = json.loads(snapshot_to_json(at(loading_site(), 0.0, 12.5)))
+    for pool in document["pools"]:
+        del pool["starts"]
+    read = snapshot_from_json(json.dumps(document), "x")
+    assert all(pool.starts == () for pool in read.pools)
+
+
+def test_an_impossible_age_is_refused_in_one_line() -> None:
+    document = json.loads(snapshot_to_json(at(loading_site(), 0.0, 12.5)))
+    document["pools"][1]["starts"] = [[3, -5.0]]
+    with pytest.raises(InputError, match=r"pools\[1\]\.starts"):
+        snapshot_from_python(document, "x")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     age_s=st.floats(0.0, 200.0),
@@ -141,5 +176,3 @@ def test_no_step_towards_a_start_exceeds_the_budget(
     for gpu, cap_w in zip(decision.caps.gpu, decision.caps.cap_w, strict=True):
         after[gpu] = max(after[gpu], cap_w)
     assert sum(after) <= max(before_w, site.budget_w) + 1e-6
-    for deployment in decision.facts.deployments:
-        assert deployment.capacity_rps >= 0.0
