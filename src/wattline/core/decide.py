@@ -47,13 +47,13 @@ def decide(snapshot: Snapshot, settings: Settings) -> Decision:
     layout = layout_of(settings)
     check(snapshot, settings)
     seen = see(snapshot, layout)
-    layout = layout_of(settings, pinned_grids(layout, seen.pools, seen.available_w))
+    layout = layout_of(settings, pinned_grids(layout, snapshot.pools, seen.due, seen.available_w))
     replanned = snapshot.time_s >= seen.state.replan_s or bool(seen.drifted)
     if replanned:
-        wanted = problems(layout, seen, replicas_too=True)
+        wanted = problems(snapshot, layout, seen, replicas_too=True)
         recommended = _solve(wanted, seen.available_w, settings)
         seen = _with_replicas(snapshot, layout, seen, wanted, recommended)
-    faced = problems(layout, seen, replicas_too=False)
+    faced = problems(snapshot, layout, seen, replicas_too=False)
     best = _solve(faced, seen.available_w, settings)
     choice = _follow(snapshot, layout, seen, faced, best)
     return _finish(snapshot, layout, seen, faced, best, choice, replanned)
@@ -70,7 +70,7 @@ def problems_of(
     layout = Layout(settings, besides)
     check(snapshot, settings)
     seen = see(snapshot, layout)
-    return problems(layout, seen, replicas_too=False), seen.available_w
+    return problems(snapshot, layout, seen, replicas_too=False), seen.available_w
 
 
 def _solve(faced: Sequence[DeploymentProblem], usable_w: float, s: Settings) -> Allocation:

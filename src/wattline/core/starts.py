@@ -6,12 +6,10 @@ it gets at once would be served at that limit until other GPUs have been lowered
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from wattline.core.fleet import Fleet
-from wattline.core.snapshot import PoolView, Snapshot
+from wattline.core.snapshot import Snapshot
 from wattline.core.transition import GpuArrays
 
 # A lowering is sent in one tick and reported in the next, and a raise may be sent in the tick after
@@ -29,40 +27,31 @@ def lead_s(fleet: Fleet) -> float:
 
 def with_those_due(
     snapshot: Snapshot, fleet: Fleet, gpus: GpuArrays
-) -> tuple[GpuArrays, tuple[PoolView, ...]]:
-    """GPUs and pools in which replicas that are due count as if they served.
+) -> tuple[GpuArrays, tuple[int, ...]]:
+    """GPUs in which replicas that are due count as if they served, and how many are due per pool.
 
     Due is a replica whose start is known and, by the `startup_s` of its pool, ends within the lead
     time. One that is overdue for longer than patience lasts loads like any other again.
     """
-    serving, views = gpus.ready, list(snapshot.pools)
+    serving, due = gpus.ready, [0] * len(fleet.pools)
     for index, (view, pool) in enumerate(zip(snapshot.pools, fleet.pools, strict=True)):
         first_s, last_s = pool.startup_s - lead_s(fleet), pool.startup_s + _PATIENCE_S
         numbers = [number for number, age_s in view.starts if first_s <= age_s <= last_s]
         if not numbers:
             continue
         own = gpus.starting & (gpus.pool == index) & np.isin(gpus.replica, numbers)
-        due = len(np.unique(gpus.replica[own]))
+        due[index] = len(np.unique(gpus.replica[own]))
         serving = serving | own
-        views[index] = _joined(view, due)
-    return gpus.with_ready(serving), tuple(views)
+    return gpus.with_ready(serving), tuple(due)
 
 
-def _joined(view: PoolView, due: int) -> PoolView:
-    """The view with `due` more ready; each replica holds as much as those do that serve now.
+def without_those_due(rates_rps: tuple[float, ...], ready: int, due: int) -> tuple[float, ...]:
+    """Rates per replica, of which `due` among `ready + due` do not serve yet.
 
-    One that does not serve yet takes nothing off the others, whose caps must stay fast enough.
+    Due replicas take watts and no load: those that serve must not be slowed for a capacity that
+    is not there. Where nobody serves they are planned as if they did.
     """
-    ready = view.ready + due
-    times = ready / view.ready if view.ready else 1.0
-    return replace(
-        view,
-        ready=ready,
-        starting=view.starting - due,
-        queued_prefill_tokens=_scaled(view.queued_prefill_tokens, times),
-        running=_scaled(view.running, times),
-    )
-
-
-def _scaled(count: float | None, times: float) -> float | None:
-    return None if count is None else round(count * times, 6)
+    if not due or not ready:
+        return rates_rps
+    share = ready / (ready + due)
+    return tuple(round(rate * share, 9) for rate in rates_rps)

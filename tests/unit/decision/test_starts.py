@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wattline.core.decide import decide
 from wattline.core.errors import InputError
 from wattline.core.snapshot import Phase, Snapshot
-from wattline.core.starts import lead_s, with_those_due
+from wattline.core.starts import lead_s, with_those_due, without_those_due
 from wattline.core.state import State
 from wattline.core.transition import gpu_arrays
 from wattline.recording.codec import snapshot_from_json, snapshot_from_python, snapshot_to_json
@@ -79,19 +79,6 @@ def test_a_replica_that_does_not_come_gives_its_watts_back() -> None:
     assert limits[-1] == 200.0
 
 
-def test_its_turning_ready_changes_no_cap() -> None:
-    site = loading_site()
-    before = [STARTUP_S - 5.0 + tick for tick in range(5)]
-    state, decision = None, None
-    for tick, age_s in enumerate(before):
-        decision = decide(at(site, float(tick), age_s, state), site.settings)
-        state = decision.next_state
-        for gpu, cap_w in zip(decision.caps.gpu, decision.caps.cap_w, strict=True):
-            site.granted_w[gpu] = cap_w
-    site.ready, site.starting = [4, 4], [0, 0]
-    assert decide(at(site, 5.0, None, state), site.settings).caps.gpu == ()
-
-
 def test_a_replica_that_is_due_admits_and_is_counted_as_one_that_loads() -> None:
     site = loading_site()
     due = decide(at(site, 0.0, STARTUP_S - 1.0), site.settings)
@@ -118,15 +105,29 @@ def test_only_replicas_that_load_are_due(phase: Phase) -> None:
     assert raised.get(7, 200.0) == 200.0
 
 
-def test_what_is_held_rests_on_those_that_serve() -> None:
+def test_those_due_count_for_watts_and_not_for_load() -> None:
     site = loading_site()
     snapshot = at(site, 0.0, STARTUP_S - 1.0)
-    prefill, decode = snapshot.pools
-    snapshot = replace(snapshot, pools=(prefill, replace(decode, running=90.0)))
-    arrays, views = with_those_due(snapshot, site.fleet, gpu_arrays(snapshot.gpus))
-    assert views[0] == prefill
-    assert (views[1].ready, views[1].starting, views[1].running) == (4, 0, 120.0)
+    arrays, due = with_those_due(snapshot, site.fleet, gpu_arrays(snapshot.gpus))
+    assert due == (0, 1)
     assert int(arrays.ready.sum()) == 8
+    assert without_those_due((4.0, 8.0), 3, 1) == (3.0, 6.0)
+    assert without_those_due((4.0, 8.0), 0, 1) == (4.0, 8.0)
+
+
+def test_nobody_is_slowed_for_a_capacity_that_is_not_there_yet() -> None:
+    site = loading_site(budget_w=8 * 700.0)
+    site.settings = replace(site.settings, objective="energy")
+    site.granted_w = [*[700.0] * 7, 200.0]
+    site.rate_rps = 80.0
+    due = decide(at(site, 0.0, STARTUP_S - 1.0), site.settings)
+    unknown = decide(at(site, 0.0, None), site.settings)
+    assert due.plan[1].setting == unknown.plan[1].setting
+    site.ready, site.starting = [4, 4], [0, 0]
+    serving = decide(at(site, 0.0, None), site.settings)
+    assert serving.plan[1].setting.cap_w * serving.plan[1].setting.clock <= (
+        due.plan[1].setting.cap_w * due.plan[1].setting.clock
+    )
 
 
 def test_starts_are_recorded_with_the_snapshot() -> None:
