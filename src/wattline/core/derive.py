@@ -397,7 +397,8 @@ def problem(
             itl_s = fleet.deployments[deployment].slo.itl_s
             held = held_rps(views[index].running, demand, itl_s)
             rates = with_hold(rates, _whole_percents(held / servers))
-        if not replicas_too:
+        if layout.settings.objective == "energy" and not replicas_too:
+            # Or those that serve would give up watts for a capacity that is not there yet.
             rates = without_those_due(rates, ready, due[index])
         pools.append(
             PoolProblem(

@@ -48,8 +48,7 @@ def with_those_due(
 def without_those_due(rates_rps: tuple[float, ...], ready: int, due: int) -> tuple[float, ...]:
     """Rates per replica, of which `due` among `ready + due` do not serve yet.
 
-    Due replicas take watts and no load: those that serve must not be slowed for a capacity that
-    is not there. Where nobody serves they are planned as if they did.
+    Due replicas then take watts and no load. Where nobody serves they are planned as if they did.
     """
     if not due or not ready:
         return rates_rps
