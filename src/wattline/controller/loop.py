@@ -24,7 +24,7 @@ from wattline.controller.history import stand_in
 from wattline.controller.observe import Seen, snapshot_of
 from wattline.controller.pace import LEAST_PAUSE_S, early_s
 from wattline.controller.parts import Parts, node_views, problems_of
-from wattline.controller.replicas import ReplicaNumbers, carry_out_replicas
+from wattline.controller.replicas import ReplicaNumbers, StartTimes, carry_out_replicas
 from wattline.controller.sources import (
     NO_LOAD,
     ReplicaView,
@@ -71,6 +71,7 @@ class Controller:
         self._demand_seen_s = [clock()] * len(parts.demand)
         self._budget_version: int | None = None
         self._numbers = ReplicaNumbers()
+        self._starts = StartTimes()
         self._counters = Counters()
         self._refused: Counter[str] = Counter()
         self._replica_problems: list[str] = []
@@ -325,6 +326,7 @@ class Controller:
             caps=parts.caps.view(parts.watches, now_s),
             replicas=replicas,
             numbers=self._numbers.of(replicas),
+            starts_s={} if own else self._starts.ages_s(replicas, now_s),
             demand=demand,
             loads=loads,
             plan=self._plan,

@@ -30,7 +30,7 @@ class Seen:
     cordoned: GPUs that take no new replica. pinned_w: caps that operators want, per pool's name.
     given_back_w: original limit per GPU that is to get it back: no plan counts on its replica, and
     its watts are kept for it. numbers: of the replicas within their pools. meter: draw per GPU
-    whose agent tells none.
+    whose agent tells none. starts_s: seconds that replicas have been loading for, by name.
     """
 
     tick: int
@@ -49,6 +49,7 @@ class Seen:
     missing: tuple[str, ...]
     state: State | None
     meter: Mapping[str, float] = field(default_factory=dict)
+    starts_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def snapshot_of(seen: Seen, site: Site) -> Snapshot:
@@ -168,6 +169,13 @@ def _pool_view(
         running=load.running,
         pinned_w=seen.pinned_w.get(pool.name),
         reserved_w=_reserved_w(seen, site, index) if seen.given_back_w else 0.0,
+        starts=tuple(
+            sorted(
+                (seen.numbers[view.name], seen.starts_s[view.name])
+                for view in seen.replicas
+                if view.pool == pool.name and view.name in seen.starts_s
+            )
+        ),
     )
 
 

@@ -124,6 +124,27 @@ class ReplicaNumbers:
         return self._numbers
 
 
+class StartTimes:
+    """Since when replicas load; of those that did so at the first look that is not known."""
+
+    def __init__(self) -> None:
+        self._since_s: dict[str, float | None] | None = None
+
+    def ages_s(self, views: Sequence[ReplicaView], now_s: float) -> dict[str, float]:
+        """Seconds since its start, of each replica that loads and of which that is known."""
+        loading = [view.name for view in views if view.phase is Phase.STARTING]
+        before = self._since_s
+        if before is None:
+            self._since_s = dict.fromkeys(loading)
+        else:
+            self._since_s = {name: before.get(name, now_s) for name in loading}
+        return {
+            name: round(now_s - since_s, 3)
+            for name, since_s in self._since_s.items()
+            if since_s is not None
+        }
+
+
 def carry_out_replicas(
     replicas: Replicas,
     views: Sequence[ReplicaView],

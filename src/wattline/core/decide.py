@@ -47,7 +47,7 @@ def decide(snapshot: Snapshot, settings: Settings) -> Decision:
     layout = layout_of(settings)
     check(snapshot, settings)
     seen = see(snapshot, layout)
-    layout = layout_of(settings, pinned_grids(layout, snapshot.pools, seen.available_w))
+    layout = layout_of(settings, pinned_grids(layout, snapshot.pools, seen.due, seen.available_w))
     replanned = snapshot.time_s >= seen.state.replan_s or bool(seen.drifted)
     if replanned:
         wanted = problems(snapshot, layout, seen, replicas_too=True)

@@ -21,6 +21,7 @@ from wattline.core.fleet import GpuProduct, Role, Setting, Slo
 from wattline.core.problem import DeploymentProblem, PoolProblem
 from wattline.core.settings import Settings
 from wattline.core.snapshot import PoolView
+from wattline.core.starts import without_those_due
 from wattline.core.transition import Floats, GpuArrays
 
 # Clock ceilings offered when joules are to be saved, as fractions of the maximum clock. Below about
@@ -368,13 +369,15 @@ def problem(
     present: Sequence[PoolPlan],
     views: Sequence[PoolView],
     speeds: Sequence[tuple[float, ...]],
+    due: Sequence[int],
     *,
     replicas_too: bool,
 ) -> DeploymentProblem:
     """Allocation problem of one deployment.
 
-    `present` and `views` are per pool of the fleet. With `replicas_too` the replicas may change
-    between floor and ceiling and the demand is the one ahead; otherwise they are those that serve.
+    `present`, `views` and `due` (replicas about to serve) are per pool of the fleet. With
+    `replicas_too` the replicas may change between floor and ceiling and the demand is the one
+    ahead; otherwise they are those that serve or are due.
     """
     fleet = layout.settings.fleet
     rate_rps = demand.ahead_rps if replicas_too else demand.rate_rps
@@ -394,6 +397,9 @@ def problem(
             itl_s = fleet.deployments[deployment].slo.itl_s
             held = held_rps(views[index].running, demand, itl_s)
             rates = with_hold(rates, _whole_percents(held / servers))
+        if layout.settings.objective == "energy" and not replicas_too:
+            # Or those that serve would give up watts for a capacity that is not there yet.
+            rates = without_those_due(rates, ready, due[index])
         pools.append(
             PoolProblem(
                 role=pool.role,
@@ -409,7 +415,7 @@ def problem(
                 current=present[index],
                 fixed_replicas=None
                 if replicas_too
-                else min(views[index].ready, pool.gpus // pool.gpus_per_replica),
+                else min(ready + due[index], pool.gpus // pool.gpus_per_replica),
                 draw_curve_w=curve_w,
             )
         )

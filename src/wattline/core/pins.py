@@ -18,11 +18,12 @@ _FITS_W = 1e-6
 
 
 def pinned_grids(
-    layout: Layout, views: Sequence[PoolView], available_w: float
+    layout: Layout, views: Sequence[PoolView], due: Sequence[int], available_w: float
 ) -> tuple[Grid | None, ...]:
     """Per pool the settings that its pin leaves, None for a pool without; empty without any pin.
 
-    A pin outside the limits of its GPUs is taken as the nearest limit.
+    A pin outside the limits of its GPUs is taken as the nearest limit. due: replicas per pool that
+    are about to serve.
     """
     if all(view.pinned_w is None for view in views):
         return ()
@@ -32,7 +33,7 @@ def pinned_grids(
         else min(max(view.pinned_w, product.min_limit_w), product.max_limit_w)
         for view, product in zip(views, layout.products, strict=True)
     ]
-    fits = _least_booking_w(layout, views, caps_w) <= available_w + _FITS_W
+    fits = _least_booking_w(layout, views, due, caps_w) <= available_w + _FITS_W
     return tuple(
         None if cap_w is None else _exactly(grid, cap_w) if fits else _at_most(grid, cap_w)
         for grid, cap_w in zip(layout.grids, caps_w, strict=True)
@@ -51,16 +52,19 @@ def _at_most(grid: Grid, cap_w: float) -> Grid:
 
 
 def _least_booking_w(
-    layout: Layout, views: Sequence[PoolView], caps_w: Sequence[float | None]
+    layout: Layout,
+    views: Sequence[PoolView],
+    due: Sequence[int],
+    caps_w: Sequence[float | None],
 ) -> float:
     """Watts that any plan books which keeps the pins: all else at its lowest limit."""
     total_w = 0.0
-    for index, (view, cap_w) in enumerate(zip(views, caps_w, strict=True)):
+    for index, (view, more, cap_w) in enumerate(zip(views, due, caps_w, strict=True)):
         pool = layout.settings.fleet.pools[index]
         parked_w = float(layout.parked_w[index])
         total_w += pool.gpus * parked_w
         if cap_w is not None:
             floor = min(pool.min_replicas, layout.most_replicas[index])
-            replicas = max(view.ready, floor)
+            replicas = max(view.ready + more, floor)
             total_w += replicas * pool.gpus_per_replica * (cap_w - parked_w)
     return total_w

@@ -15,6 +15,7 @@ from wattline.core.fleet import Role
 from wattline.core.problem import DeploymentProblem
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
+from wattline.core.starts import with_those_due
 from wattline.core.state import DemandState, PoolState, State
 from wattline.core.transition import GpuArrays, excess_w, gpu_arrays, held_elsewhere_w
 
@@ -34,10 +35,12 @@ class Seen:
     demand and admission are per deployment, speeds and present (the plan followed so far, with the
     replicas that serve) per pool. available_w: watts that a plan may book; unavailable_w: watts
     that GPUs hold which drain, are lost or did not follow. seconds: since the tick before. drifted:
-    deployments whose models were found to be off in this tick.
+    deployments whose models were found to be off in this tick. due: replicas per pool that are
+    about to serve; in gpus, speeds and present they count as if they did.
     """
 
     gpus: GpuArrays
+    due: tuple[int, ...]
     state: State
     demand: tuple[Demand, ...]
     admission: tuple[Admission, ...]
@@ -95,9 +98,11 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
     excess = (*state.excess_w, excess_w(gpus))[-_STUCK_TICKS:]
     stuck_w = min(excess) if len(excess) == _STUCK_TICKS else 0.0
     reserved_w = sum(view.reserved_w for view in snapshot.pools)
+    expected, due = with_those_due(snapshot, settings.fleet, gpus)
     unavailable_w = round(held_elsewhere_w(gpus, layout.parked_w) + stuck_w + reserved_w, 3)
     return Seen(
-        gpus=gpus,
+        gpus=expected,
+        due=due,
         state=replace(
             state,
             time_s=snapshot.time_s,
@@ -107,10 +112,10 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
         ),
         demand=demand,
         admission=_admissions(snapshot, layout, demand),
-        speeds=replica_speeds(gpus, len(snapshot.pools)),
+        speeds=replica_speeds(expected, len(snapshot.pools)),
         present=tuple(
-            PoolPlan(view.ready, pool.setting)
-            for view, pool in zip(snapshot.pools, state.pools, strict=True)
+            PoolPlan(view.ready + more, pool.setting)
+            for view, more, pool in zip(snapshot.pools, due, state.pools, strict=True)
         ),
         available_w=max(0.0, round(snapshot.budget.usable_w - unavailable_w, 3)),
         unavailable_w=unavailable_w,
@@ -139,6 +144,7 @@ def problems(
             present,
             snapshot.pools,
             seen.speeds,
+            seen.due,
             replicas_too=replicas_too,
         )
         for index, demand in enumerate(seen.demand)

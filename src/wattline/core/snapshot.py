@@ -54,7 +54,8 @@ class PoolView:
     queued_prefill_tokens: prompt tokens waiting or running. active_kv_tokens: tokens of context
     held. Both are sums over ready replicas, None when metrics are missing. pinned_w: the cap at
     which an operator wants each of its serving GPUs, None where nobody does. reserved_w: watts
-    beyond the bookings that no plan may use, because GPUs of the pool are given back.
+    beyond the bookings that no plan may use, because GPUs of the pool are given back. starts: of
+    each replica that loads, its number and the seconds since its start, where these are known.
     """
 
     ready: int
@@ -66,6 +67,7 @@ class PoolView:
     running: float | None
     pinned_w: float | None = None
     reserved_w: float = 0.0
+    starts: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

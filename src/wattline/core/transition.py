@@ -9,7 +9,7 @@ raises that need its watts wait by themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,12 @@ class GpuArrays:
         return serving
 
     @property
+    def starting(self) -> Bools:
+        """GPUs of replicas that load."""
+        loading: Bools = self.phase == _STARTING
+        return loading
+
+    @property
     def parked(self) -> Bools:
         """GPUs that belong to no replica."""
         idle: Bools = self.phase == _PARKED
@@ -62,6 +68,10 @@ class GpuArrays:
     def silent(self) -> Bools:
         """GPUs whose enforced limit is not known."""
         return np.isnan(self.enforced_w)
+
+    def with_ready(self, serving: Bools) -> GpuArrays:
+        """The same, with the GPUs in `serving` counted as those of replicas that serve."""
+        return replace(self, phase=np.where(serving, _READY, self.phase))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ _BY_NAME: dict[str, tuple[float, float]] = {
         "active_kv_tokens prompt_tokens prompt_cached_tokens answer_tokens mix_in_force",
         (0, 1e9): "arrivals completions rejected running fast_s fast_arrivals calm_s calm_arrivals "
         "prompt_count answer_count demand_rps bins_rps bin_arrivals bin_s floor_rps future_rps "
-        "input_tokens output_tokens spread spread_in_force",
+        "input_tokens output_tokens spread spread_in_force starts",
         (-1, 1e7): "pool replica",
     }.items()
     for name in names.split()

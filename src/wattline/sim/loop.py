@@ -299,6 +299,7 @@ class ClosedLoop:
             queued_prefill_tokens=None if load is None else load.queued_prefill_tokens,
             active_kv_tokens=None if load is None else load.active_kv_tokens,
             running=None if load is None else load.running,
+            starts=counters.starts,
         )
 
     def _note_plan(self, now_s: float, decision: Decision) -> None:

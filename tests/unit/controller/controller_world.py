@@ -37,8 +37,8 @@ deployments:
     model: Llama-3.1-8B
     slo: {{ttft_s: 0.5, itl_s: 0.03}}
     pools:
-      - {{name: prefill, role: prefill, gpu: H200, gpus: 2, startup_s: 5}}
-      - {{name: decode, role: decode, gpu: H200, gpus: 2, startup_s: 5}}
+      - {{name: prefill, role: prefill, gpu: H200, gpus: 2, startup_s: 20}}
+      - {{name: decode, role: decode, gpu: H200, gpus: 2, startup_s: 20}}
 nodes:
   - name: n1
     grants: {folder}/grants/
@@ -184,8 +184,11 @@ class FakeReplicas:
         self.started = 0
         self.drained: list[str] = []
         self.why: str | None = None
+        self.unreadable = False
 
     def replicas(self) -> Sequence[ReplicaView]:
+        if self.unreadable:
+            raise WattlineError("no answer")
         return tuple(self.views)
 
     def start(self, pool: str, gpus: Sequence[str]) -> str:

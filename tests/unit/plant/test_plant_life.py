@@ -39,7 +39,9 @@ def test_a_started_replica_serves_after_its_start_up_time() -> None:
     assert plant.start_replicas(0, 5) == 1
     plant.advance(29.9)
     assert _phases(plant) == [Phase.READY, Phase.STARTING]
+    assert plant.pool_view(0).starts == ((1, 29.9),)
     plant.advance(30.0)
+    assert plant.pool_view(0).starts == ()
     assert _phases(plant) == [Phase.READY, Phase.READY]
     assert plant.start_replicas(0, 1) == 0
 

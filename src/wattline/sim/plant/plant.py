@@ -48,7 +48,8 @@ class PoolCounters:
     """Replicas of a pool by phase, and the load of the ready ones.
 
     queued_prefill_tokens: prompt tokens waiting or running. active_kv_tokens: context held, and
-    that of prompts that wait. running, waiting: sequences.
+    that of prompts that wait. running, waiting: sequences. starts: number of every replica that
+    loads and the seconds since it began.
     """
 
     ready: int
@@ -59,6 +60,7 @@ class PoolCounters:
     active_kv_tokens: int
     running: int
     waiting: int
+    starts: tuple[tuple[int, float], ...]
 
 
 class Plant:
@@ -312,6 +314,11 @@ class Plant:
             active_kv_tokens=sum(replica.active_kv_tokens(self._now_s) for replica in ready),
             running=running,
             waiting=sum(replica.load for replica in ready) - running,
+            starts=tuple(
+                (replica.number, round(self._now_s - replica.phase_since_s, 6))
+                for replica in replicas
+                if replica.phase is Phase.STARTING
+            ),
         )
 
     def demand_view(self, deployment: int) -> DemandCounters:

@@ -73,6 +73,7 @@ class Replica:
         "number",
         "phase",
         "phase_epoch",
+        "phase_since_s",
         "pool",
         "power_w",
         "prefill_tokens",
@@ -112,6 +113,7 @@ class Replica:
         self._on_drained = on_drained
         self.phase = Phase.PARKED
         self.phase_epoch = 0
+        self.phase_since_s = 0.0
         self.power_w = 0.0
         self._epoch = 0
         self._tokens = 0

@@ -162,6 +162,7 @@ class Workers:
     def _set_phase(self, replica: Replica, phase: Phase, now: float) -> None:
         replica.phase = phase
         replica.phase_epoch += 1
+        replica.phase_since_s = now
         self._set_rest_power(replica, now)
 
     def _set_rest_power(self, replica: Replica, now: float) -> None:

@@ -75,6 +75,7 @@ def unlimited_demand_plan(settings: Settings, budget: Budget) -> tuple[PoolPlan,
             full,
             views,
             [()] * len(full),  # nobody is slowed
+            [0] * len(full),  # nobody is about to serve
             replicas_too=True,
         )
         for index, (rate, mix) in enumerate(zip(rates, mixes, strict=True))
