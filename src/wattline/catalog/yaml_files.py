@@ -156,6 +156,12 @@ class _Reader:
         return InputError(_place(self._where, line, path), found, remedy)
 
 
+def _short(text: str) -> str:
+    """What a check says, of bounded length: it may quote the value that it refuses."""
+    most = 500
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
 def _place(where: str, line: int | None, path: FieldPath) -> str:
     at = f"{where}:{line}" if line is not None else where
     name = ""
@@ -179,7 +185,7 @@ def _problem(
     elif details["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path, found, remedy = _bad_tag(path, found, context)
     elif details["type"] == "value_error":
-        remedy = str(context["error"])
+        remedy = _short(str(context["error"]))
     line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
     return InputError(_place(where, line, path), found, remedy[:1].lower() + remedy[1:])
 

@@ -72,6 +72,8 @@ class Controller:
         self._budget_version: int | None = None
         self._numbers = ReplicaNumbers()
         self._starts = StartTimes()
+        self._replicas: tuple[ReplicaView, ...] | None = None
+        self._replicas_why: str | None = None
         self._counters = Counters()
         self._refused: Counter[str] = Counter()
         self._replica_problems: list[str] = []
@@ -184,7 +186,7 @@ class Controller:
             settings = parts.models.apply(parts.site.settings)
             parts.site = replace(parts.site, settings=settings)
             parts.recorder.begin(parts.header(parts.site))
-        replicas, replicas_why = self._replica_views()
+        replicas = self._replica_views()
         outcomes = parts.gatherer.gather(self._calls(now_s, replicas))
         self._release_attested(now_s)
         # After that, because a report of a released GPU books it again.
@@ -194,7 +196,7 @@ class Controller:
             parts.caps.set_budget(in_force.budget, now_s)
             self._budget_version = in_force.budget.version
         orders = parts.orders.in_force(now_s)
-        snapshot = self._snapshot(now_s, in_force, replicas, replicas_why, orders, outcomes)
+        snapshot = self._snapshot(now_s, in_force, replicas, orders, outcomes)
         decision = self._decide(snapshot)
         carried = None
         if decision is not None:
@@ -221,11 +223,14 @@ class Controller:
 
     # Seeing
 
-    def _replica_views(self) -> tuple[Sequence[ReplicaView], str | None]:
+    def _replica_views(self) -> Sequence[ReplicaView]:
+        """Replicas as they are, or as they were last seen: not known is not gone."""
         try:
-            return tuple(self.parts.replicas.replicas()), None
+            self._replicas = tuple(self.parts.replicas.replicas())
+            self._replicas_why = None
         except (WattlineError, OSError) as error:
-            return (), f"replicas: {error}"
+            self._replicas_why = f"replicas: {error}"
+        return self._replicas or ()
 
     def _calls(self, now_s: float, replicas: Sequence[ReplicaView]) -> dict[str, Callable[[], Any]]:
         parts = self.parts
@@ -302,7 +307,6 @@ class Controller:
         now_s: float,
         in_force: InForce,
         replicas: Sequence[ReplicaView],
-        replicas_why: str | None,
         orders: Sequence[Order],
         outcomes: Mapping[str, Any],
     ) -> Snapshot:
@@ -317,7 +321,7 @@ class Controller:
         demand, demand_missing = self._demand(outcomes, now_s)
         loads, load_missing = self._loads(outcomes)
         cordoned = {gpu for o in orders if o.kind is OrderKind.CORDON for gpu in o.gpus}
-        own = [] if replicas_why is None else [replicas_why]
+        own = [] if self._replicas_why is None else [self._replicas_why]
         seen = Seen(
             tick=self._tick,
             now_s=now_s,
@@ -326,7 +330,7 @@ class Controller:
             caps=parts.caps.view(parts.watches, now_s),
             replicas=replicas,
             numbers=self._numbers.of(replicas),
-            starts_s={} if own else self._starts.ages_s(replicas, now_s),
+            starts_s={} if self._replicas is None else self._starts.ages_s(replicas, now_s),
             demand=demand,
             loads=loads,
             plan=self._plan,
@@ -348,6 +352,9 @@ class Controller:
     # Deciding and acting
 
     def _decide(self, snapshot: Snapshot) -> Decision | None:
+        if self._replicas is None:
+            self._decision_why = f"no decision: {self._replicas_why}"
+            return None
         try:
             decision = decide(snapshot, self.parts.site.settings)
         except (WattlineError, ArithmeticError, LookupError, ValueError) as error:
@@ -370,11 +377,13 @@ class Controller:
             return
         parts.caps.give_back(carried.given_back)
         self._refused.update(parts.caps.act(carried.caps, now_s))
+        # Where replicas cannot be seen, GPUs that seem to be free need not be.
+        seen = self._replicas_why is None
         done, wrong = carry_out_replicas(
             parts.replicas,
             replicas,
-            carried.replicas,
-            carried.drain,
+            carried.replicas if seen else (),
+            carried.drain if seen else (),
             snapshot,
             parts.site,
             self._numbers.of(replicas),

@@ -211,14 +211,14 @@ def decode_report(content: bytes, *, node: str, where: str) -> NodeReport:
     _refuse_twice([entry.gpu for entry in gpus], f"{where}: gpus")
     return NodeReport(
         node=node,
-        version=document.text("version"),
+        version=document.line("version"),
         incarnation=document.count("incarnation"),
         report_sequence=document.count("report_sequence"),
-        mode=document.text("mode"),
+        mode=document.line("mode"),
         budget_version=document.count_or_none("budget_version"),
         braked=document.flag_or_none("braked") or False,
-        operator_hold=document.text_or_none("operator_hold"),
-        journal=document.text("journal"),
+        operator_hold=document.line_or_none("operator_hold"),
+        journal=document.line("journal"),
         sources=document.numbers_or_none("sources", _LONGEST_STANDING_S),
         gpus=tuple(gpus),
     )
@@ -303,9 +303,9 @@ def _decode_report_of(gpu: str, said: Fields) -> Report[str]:
 def _decode_facts(known: Fields) -> GpuFacts:
     return GpuFacts(
         index=known.count_or_none("index"),
-        product=known.text_or_none("product"),
-        reason=known.text_or_none("reason"),
-        fault=known.text_or_none("fault"),
+        product=known.line_or_none("product"),
+        reason=known.line_or_none("reason"),
+        fault=known.line_or_none("fault"),
         min_w=known.watts_or_none("min_w"),
         max_w=known.watts_or_none("max_w"),
         default_w=known.watts_or_none("default_w"),

@@ -53,11 +53,19 @@ class Fields:
         return self._entry.get(name) is not None
 
     def text(self, name: str) -> str:
-        """A text of at most 1000 characters; those that do not print come escaped."""
+        """A text of at most 1000 characters."""
         found = self._entry.get(name)
         if not isinstance(found, str) or len(found) > 1000:
             raise self.refusal(name, "must be a text")
-        return printable(found)
+        return found
+
+    def line(self, name: str) -> str:
+        """A text for a person, on one line: what does not print comes escaped."""
+        return printable(self.text(name))
+
+    def line_or_none(self, name: str) -> str | None:
+        """The same, or None."""
+        return self.line(name) if self.has(name) else None
 
     def text_or_none(self, name: str) -> str | None:
         """The same, or None."""
@@ -126,7 +134,7 @@ class Fields:
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts."""
         found = self.items(name)
-        texts = [printable(entry) for entry in found if isinstance(entry, str)]
+        texts = [entry for entry in found if isinstance(entry, str)]
         if len(texts) != len(found):
             raise self.refusal(name, "must be a list of texts")
         return tuple(texts)

@@ -60,7 +60,7 @@ def test_a_replica_has_its_watts_when_it_turns_ready(tmp_path: Path) -> None:
     world.stop()
 
 
-def test_replicas_that_cannot_be_read_keep_the_age_of_their_start(tmp_path: Path) -> None:
+def test_replicas_that_cannot_be_read_are_as_they_were_and_none_is_started(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.agent.enforced_w = dict.fromkeys(UUIDS, 200.0)
     world.replicas = FakeReplicas()
@@ -69,13 +69,34 @@ def test_replicas_that_cannot_be_read_keep_the_age_of_their_start(tmp_path: Path
         world.run(1)
         if any(pool.starts for pool in _snapshot(world).pools):
             break
-    first = [pool.starts for pool in _snapshot(world).pools]
-    views, world.replicas.unreadable = world.replicas.views, True
-    world.run(1)
-    assert all(pool.starts == () for pool in _snapshot(world).pools)
+    first, phases = [pool.starts for pool in _snapshot(world).pools], _snapshot(world).gpus.phase
+    assert any(first)
+    started, world.replicas.unreadable = world.replicas.started, True
+    world.run(5)
+    snapshot = _snapshot(world)
+    assert "replicas: no answer" in snapshot.missing
+    assert set(snapshot.gpus.phase) == set(phases), "nothing is taken for parked"
+    assert world.replicas.started == started
+    for before, pool in zip(first, snapshot.pools, strict=True):
+        assert set(pool.starts) >= {(number, age_s + 5.0) for number, age_s in before}
+    world.stop()
+
+
+def test_without_a_first_look_at_replicas_nothing_is_decided(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.replicas = FakeReplicas()
+    world.replicas.unreadable = True
+    world.start()
+    before_w = world.enforced_w
+    world.run(3)
+    view = world.assembly.controller.view
+    assert view is not None
+    assert view.decision is None
+    assert "no decision: replicas: no answer" in view.problems
+    assert world.enforced_w == before_w
     world.replicas.unreadable = False
-    assert world.replicas.views == views
     world.run(1)
-    for before, pool in zip(first, _snapshot(world).pools, strict=True):
-        assert set(pool.starts) >= {(number, age_s + 2.0) for number, age_s in before}
+    view = world.assembly.controller.view
+    assert view is not None
+    assert view.decision is not None
     world.stop()

@@ -178,7 +178,8 @@ def test_one_page_that_cannot_be_is_an_outage_not_a_demand(times: int) -> None:
 
     def page(connection: Any, request: bytes) -> None:
         body = pages.pop(0)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body)
 
     with serving(page) as url:
         source = FrontendDemand([url], MODEL, limit_s=GENEROUS_S)
