@@ -22,7 +22,7 @@ from wattline.live.demo_plan import DemoPlan
 from wattline.live.demo_record import BudgetSpan, EnergySampler, Levels, Measured
 from wattline.live.demo_view import Frame, PoolRow, Served, View
 from wattline.live.environment import Environment
-from wattline.live.load import OK, OVERLOADED, LoadSpec, Row
+from wattline.live.load import OK, OVERLOADED, UNFINISHED, LoadSpec, Row
 from wattline.live.stack import LiveStack
 from wattline.recording.record import Recording
 from wattline.sim.replay import Replay, replay
@@ -164,7 +164,7 @@ class Demo:
         plan = self._plan
         self._cpu_s = self._stack.processor_s()
         self._start_load()
-        self._title = "load rises"
+        self._title = "under load"
         for change in plan.changes:
             if change.announced_s < plan.experiment.end_s:
                 self._pump_to(change.announced_s)
@@ -385,7 +385,7 @@ def served(rows: Sequence[Row], plan: DemoPlan, now_s: float) -> Served:
         answered=len(done),
         good=len(good),
         turned_away=sum(row.status in OVERLOADED for row in rows),
-        broken=sum(row.status not in (OK, 0, *OVERLOADED) for row in rows),
+        broken=sum(row.status not in (OK, UNFINISHED, *OVERLOADED) for row in rows),
         offered_rps=sum(at >= since_s for at in arrivals) / span_s,
         good_rps=sum((row.last_s or 0.0) >= since_s for row in good) / span_s,
         ttft_p50_s=_quantile(ttft_s, 0.5),
@@ -403,7 +403,7 @@ def promises(measured: Measured, replayed: Replay, hole: str | None) -> tuple[Pr
     verdict = measured.verdict
     late = [each for each in verdict.exposures if not (each.in_time and each.ended)]
     broken = measured.broken
-    under_way = sum(row.status == 0 for row in measured.rows)
+    under_way = sum(row.status == UNFINISHED for row in measured.rows)
     recomputed = f"{replayed.decisions} recorded decisions recomputed to the byte"
     if replayed.difference is not None:
         recomputed += f": tick {replayed.difference.tick} differs"
