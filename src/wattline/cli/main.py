@@ -116,28 +116,53 @@ def main() -> None:
 
     130 and 143 after an interrupt (Ctrl-C) and a request to end (SIGTERM), as shells have it.
     """
-    signal.signal(signal.SIGTERM, _asked_to_end)
+    asked: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        # As an exception, so that what is half-written is cleared away.
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a job in the background
+        signal.signal(signal.SIGINT, end)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows another
     try:
         cli.main(prog_name="wattline", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.UsageError as error:
-        path = "wattline" if error.ctx is None else error.ctx.command_path
-        _fail(f"{error.format_message()} See `{path} --help`.", error.exit_code)
-    except WattlineError as error:
-        _fail(str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except BaseException as error:
+        if asked:  # whatever it is: libraries make errors of their own from an interrupt in them
+            _end(asked[0])
+        _report(error)
+        raise
+
+
+def _end(number: int) -> NoReturn:
+    if number == signal.SIGINT:
         _fail("interrupted", 130)
-    except ModuleNotFoundError as error:
-        _fail(_missing_library(error), 2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1)
+    sys.exit(128 + number)
+
+
+def _report(error: BaseException) -> None:
+    """End with one line and an exit code; returns where the error is not a user's to mend."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            sys.exit(error.exit_code)
+        case click.UsageError():
+            path = "wattline" if error.ctx is None else error.ctx.command_path
+            _fail(f"{error.format_message()} See `{path} --help`.", error.exit_code)
+        case WattlineError():
+            _fail(str(error), error.exit_code)
+        case click.Abort():
+            _fail("interrupted", 130)
+        case ModuleNotFoundError():
+            _fail(_missing_library(error), 2)
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}", 1)
 
 
 def _missing_library(error: ModuleNotFoundError) -> str:
@@ -148,11 +173,6 @@ def _missing_library(error: ModuleNotFoundError) -> str:
     return (
         f"{called}: {error.name} is not installed: pip install 'wattline[{COMMANDS[called].extra}]'"
     )
-
-
-def _asked_to_end(number: int, frame: FrameType | None) -> None:
-    # As an exception, so that what is half-written is cleared away.
-    raise SystemExit(128 + number)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -75,6 +75,39 @@ def test_a_signal_ends_everything_and_leaves_nothing(
     assert [entry.name for entry in tmp_path.iterdir()] == ["long.yaml"]
 
 
+SWALLOWED = """
+import signal, sys
+import click
+from wattline.cli import main
+
+def serialise():
+    try:
+        signal.raise_signal(signal.{name})
+    except KeyboardInterrupt as error:
+        raise ValueError("cannot be written") from error
+
+main.cli = click.Command("wattline", callback=serialise)
+sys.argv[1:] = []
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"), [("SIGINT", 130, "wattline: interrupted\n"), ("SIGTERM", 143, "")]
+)
+def test_an_interrupt_in_a_library_that_makes_an_error_of_it(
+    name: str, code: int, said: str
+) -> None:
+    """As pydantic does where the signal comes while it writes JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED.format(name=name)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def _work(folder: Path) -> bool:
     return any(entry.name.startswith(".run.") for entry in folder.iterdir())
 
