@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -17,7 +19,47 @@ from wattline.live.worker_spec import WorkerSpec
 log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.1
-"""Unchanged or not, the router's gauges are not told more often."""
+"""The router's gauges are not told more often; a change within the period is told at its end."""
+
+
+class LatestValue:
+    """Tells changes of a value, at most one per period; the last one is always told.
+
+    `send` is called on the running loop. The router turns requests away by what it was told last,
+    for as long as it hears nothing else.
+    """
+
+    def __init__(self, send: Callable[[int, int], object], period_s: float) -> None:
+        self._send = send
+        self._period_s = period_s
+        self._loop = asyncio.get_running_loop()
+        self._told: tuple[int, int] | None = None
+        self._told_s = float("-inf")
+        self._value = (0, 0)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell(self, active: int, used: int) -> None:
+        """This is the value from now on."""
+        self._value = (active, used)
+        if self._timer is not None or self._value == self._told:
+            return
+        rest_s = self._told_s + self._period_s - self._loop.time()
+        if rest_s <= 0.0:
+            self._now()
+        else:
+            self._timer = self._loop.call_later(rest_s, self._now)
+
+    def _now(self) -> None:
+        self._timer = None
+        if self._value != self._told:
+            self._told, self._told_s = self._value, self._loop.time()
+            self._send(*self._value)
+
+    def close(self) -> None:
+        """Tell nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class DynamoSignals:
@@ -30,8 +72,7 @@ class DynamoSignals:
         self._load = llm.WorkerMetricsPublisher()
         self._passes = llm.FpmDirectPublisher(endpoint, str(endpoint.connection_id()))
         self._blocks = llm.KvEventPublisher(endpoint, kv_block_size=spec.block_tokens)
-        self._told: tuple[int, int] | None = None
-        self._told_s = 0.0
+        self._gauges = LatestValue(partial(self._load.publish, 0), LOAD_PERIOD_S)
         self._steps = -1
 
     async def connect(self) -> None:
@@ -44,11 +85,7 @@ class DynamoSignals:
         block = self._spec.block_tokens
         used = -(-load.held_kv_tokens // block)
         active = -(-load.active_kv_tokens // block)
-        now_s = time.monotonic()
-        if (active, used) == self._told or now_s - self._told_s < LOAD_PERIOD_S:
-            return
-        self._told, self._told_s = (active, used), now_s
-        self._load.publish(0, active, used)
+        self._gauges.tell(active, used)
 
     def _tell_pass(self, load: Load) -> None:
         work = load.work
@@ -82,6 +119,7 @@ class DynamoSignals:
 
     def close(self) -> None:
         """Stop the publishers' own tasks."""
+        self._gauges.close()
         self._passes.shutdown()
         self._blocks.shutdown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from wattline.live.worker_blocks import LiveCache, Stored
 from wattline.live.worker_engine import Load
 from wattline.live.worker_loop import WorkerLoop
 from wattline.live.worker_page import Metric
-from wattline.live.worker_signals import metrics_of
+from wattline.live.worker_signals import LatestValue, metrics_of
 
 WITHIN_S = 20.0
 
@@ -230,3 +231,39 @@ def test_every_number_of_the_page_has_a_name_of_its_own() -> None:
     assert found["kv_capacity_tokens"].value == 16_384 * 64
     for metric in found.values():
         assert (metric.kind == "counter") == metric.name.endswith(("_total", "_sum", "_count"))
+
+
+def test_the_last_change_is_told_even_when_nothing_follows() -> None:
+    """A worker that goes idle must not stay busy for the router until its next look."""
+
+    async def check() -> None:
+        sent: list[tuple[int, int]] = []
+        value = LatestValue(lambda active, used: sent.append((active, used)), 0.05)
+        for active in (0, 1, 2, 0, 3):
+            value.tell(active, active)
+            value.tell(active, active)
+        await until(lambda: sent[-1] == (3, 3))
+        value.tell(4, 4)
+        value.tell(0, 1)
+        await until(lambda: sent[-1] == (0, 1))
+
+    asyncio.run(check())
+
+
+def test_changes_within_a_period_wait_and_are_not_told_after_the_end() -> None:
+    async def check() -> None:
+        sent: list[tuple[int, int]] = []
+        value = LatestValue(lambda active, used: sent.append((active, used)), 3600.0)
+        value.tell(1, 1)
+        value.tell(2, 2)
+        assert sent == [(1, 1)]
+        value.close()
+        value.close()
+
+    asyncio.run(check())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not condition():
+            await asyncio.sleep(0.01)
