@@ -9,7 +9,8 @@ follows the prefill (moving the cache, the first decode step), a long prompt its
 is held than fits into one pass, the half pass that a prompt waits for its neighbours in the last
 one; at least a mean prompt, if another one after it still makes it. Decode blocks: the share of the
 KV cache in use when the largest batch that meets the ITL target decodes, less what is on its way
-from prefill by then.
+from prefill by then; at least one mean sequence: where a sequence alone is late already, as under
+the lowest limits that a fleet starts with, refusing the one beside it helps neither.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import ceil, sqrt
 
 from wattline.core.capacity import Margins
 from wattline.core.decision import Admission
@@ -35,6 +36,8 @@ _LONG_PROMPT = 3.0
 # Utilisation of prefill between which room is made for long prompts. Well below capacity a refused
 # request is lost for nothing; near it a late prompt takes the place of one that would be in time.
 _CALM, _FULL = 0.6, 0.9
+# A sequence holds whole blocks of the cache; 16 to 64 tokens are common.
+_BLOCK_TOKENS = 64
 _CACHE_ENTRIES = 8192
 
 
@@ -159,17 +162,19 @@ def _decode_limit(worker: Worker, mix: Mix, slo: Slo, prompt_s: float) -> float:
     # that many more are coming while one is computed; both together are the batch.
     answer_s = slo.itl_s * mix.output_tokens
     held = batch / (1.0 + prompt_s / answer_s)
-    return _share(worker.engine, held * _context(mix))
+    return _share(worker.engine, held, mix)
 
 
 def _mixed_limit(worker: Worker, mix: Mix, slo: Slo) -> float:
     """Share of KV blocks that an aggregated worker may hold."""
     batch = _mixed_batch(worker.engine, worker.in_force.setting, mix, slo)
-    return _share(worker.engine, batch * _context(mix))
+    return _share(worker.engine, batch, mix)
 
 
-def _share(engine: EngineModel, tokens: float) -> float:
-    return round(min(1.0, tokens / engine.kv_capacity_tokens), 4)
+def _share(engine: EngineModel, sequences: float, mix: Mix) -> float:
+    """Share of the cache that so many sequences hold, at least one of them; four digits."""
+    tokens = max(sequences * _context(mix), _context(mix) + _BLOCK_TOKENS)
+    return min(1.0, ceil(1e4 * tokens / engine.kv_capacity_tokens) / 1e4)
 
 
 def _context(mix: Mix) -> float:

@@ -89,10 +89,19 @@ def test_aggregated_workers_get_both_thresholds_and_admit_less_than_a_pure_decod
     assert 0.0 < limits.active_decode_blocks < pure.active_decode_blocks
 
 
-def test_an_impossible_target_admits_only_onto_idle_workers() -> None:
-    limits = worker_admission(workers(), MIX, Slo(0.01, 0.001))
-    assert limits.active_prefill_tokens == 0.0
-    assert limits.active_decode_blocks == 0.0
+@pytest.mark.parametrize("mix", [MIX, Mix(1.0, 1.0)])
+@pytest.mark.parametrize("role", [Role.DECODE, Role.AGGREGATED])
+def test_an_impossible_target_leaves_room_beside_one_sequence(role: Role, mix: Mix) -> None:
+    """Nobody is served in time either way; an idle fleet that refuses serves nobody at all."""
+    worker = Worker(role, ENGINE, 1, InForce(1, Setting(200.0)))
+    limits = worker_admission([worker], mix, Slo(0.01, 0.001))
+    assert limits.active_decode_blocks is not None
+    one = -(-(mix.input_tokens + mix.output_tokens) // 64) * 64
+    assert one <= limits.active_decode_blocks * ENGINE.kv_capacity_tokens < 2 * one + 64
+
+
+def test_an_impossible_target_computes_one_prompt_at_a_time() -> None:
+    assert worker_admission(workers(), MIX, Slo(0.01, 0.001)).active_prefill_tokens == 0.0
 
 
 @pytest.mark.parametrize("output_tokens", [1.0, 2.0, 8.0])
