@@ -28,6 +28,9 @@ _PRIOR_ANSWERS = 500.0
 # Bounds and steps of the spread of output lengths: between answers of almost one length and a tail
 # that few services have.
 _LEAST_SPREAD, _MOST_SPREAD, _SPREAD_STEP = 0.1, 3.0, 0.2
+# Standard errors by which the mean prompt of one window must differ from the remembered one to be
+# called other traffic, if lengths spread as wide as their mean; half as many if twice as wide.
+_OTHER_TRAFFIC = 8.0
 # The standard error of a rate that rests on a handful of requests is not taken for more than this.
 _MOST_ERROR = 0.25
 # Rising demand moves the value in force from this relative change on.
@@ -155,6 +158,10 @@ def _take_in(view: DemandView, state: DemandState, now_s: float, s: Settings) ->
     fast = s.rate_window_s / (s.rate_window_s + new_s)
     longest = s.mix_window_s / (s.mix_window_s + new_s)
     calm = min(longest, s.mix_requests / (s.mix_requests + arrivals))
+    prompt_tokens = part * (view.input_tokens_sum or 0)
+    if _other_traffic(state, arrivals, prompt_tokens):
+        # What was seen before says nothing about it: neither its rate nor its prompts.
+        calm = fast = 0.0
     ended = part * (view.completions or 0)
     # Answers that end while the load rises are the short ones: their mean is only worth something
     # over far longer than an answer takes.
@@ -167,7 +174,7 @@ def _take_in(view: DemandView, state: DemandState, now_s: float, s: Settings) ->
         calm_s=_fade(state.calm_s, calm, new_s),
         calm_arrivals=_fade(state.calm_arrivals, calm, arrivals),
         prompt_count=_fade(state.prompt_count, calm, arrivals),
-        prompt_tokens=_fade(state.prompt_tokens, calm, part * (view.input_tokens_sum or 0)),
+        prompt_tokens=_fade(state.prompt_tokens, calm, prompt_tokens),
         prompt_cached_tokens=_fade(
             state.prompt_cached_tokens, calm, part * (view.cached_tokens_sum or 0)
         ),
@@ -176,6 +183,19 @@ def _take_in(view: DemandView, state: DemandState, now_s: float, s: Settings) ->
         bin_arrivals=round(state.bin_arrivals + arrivals, 6),
         bin_s=round(state.bin_s + new_s, 6),
     )
+
+
+def _other_traffic(state: DemandState, arrivals: float, prompt_tokens: float) -> bool:
+    """Whether the prompts that arrived are of another mean length than those remembered.
+
+    Fewer than 64 prompts never are, whatever their length: the error alone is too large. Of three
+    hundred the mean must be off by 60 %, of a thousand by 40 % (of the larger one).
+    """
+    if arrivals <= 0.0 or state.prompt_count <= 0.0:
+        return False
+    now, before = prompt_tokens / arrivals, state.prompt_tokens / state.prompt_count
+    error = sqrt(1.0 / arrivals + 1.0 / state.prompt_count)
+    return abs(now - before) > _OTHER_TRAFFIC * error * max(now, before)
 
 
 def _fade(total: float, factor: float, added: float) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from decision_fixtures import MIX, make_site
 from hypothesis import given
@@ -89,6 +90,33 @@ def test_a_new_mix_is_followed() -> None:
     assert demand.mix.input_tokens == pytest.approx(3000.0, rel=0.05)
     assert demand.mix.output_tokens == pytest.approx(50.0, rel=0.1)
     assert demand.mix.cached_fraction == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("tokens", [150.0, 4000.0])
+def test_other_traffic_is_followed_at_once(tokens: float) -> None:
+    state, _ = follow([window(300.0, Mix(1000.0, 200.0))] * 60)
+    other = Mix(tokens, 200.0)
+    state, demand = follow([window(150.0, other)], state, start_s=60.0)
+    assert demand.mix.input_tokens == pytest.approx(tokens, rel=0.01)
+    assert demand.rate_rps == pytest.approx(150.0, rel=0.01)
+    _, demand = follow([window(150.0, other)] * 5, state, start_s=61.0)
+    assert demand.rate_rps == pytest.approx(150.0, rel=0.02)
+
+
+@pytest.mark.parametrize("arrivals", [1, 5, 30, 100, 1000])
+@pytest.mark.parametrize("sigma", [0.83, 1.27])  # of a lognormal: as wide as the mean, and twice
+def test_chance_is_never_taken_for_other_traffic(arrivals: int, sigma: float) -> None:
+    drawn = np.random.default_rng(arrivals).lognormal(0.0, sigma, (400, arrivals))
+    sums = 1000.0 * drawn.sum(axis=1) / np.exp(0.5 * sigma**2)
+    views = [
+        replace(window(float(arrivals)), input_tokens_sum=float(total), cached_tokens_sum=0.0)
+        for total in sums
+    ]
+    state = DemandState()
+    for index, view in enumerate(views):
+        before = state.calm_s
+        state, _ = follow([view], state, start_s=float(index))
+        assert index == 0 or state.calm_s > min(before, 1.0)
 
 
 def test_measured_zero_is_zero_and_missing_is_an_outage() -> None:
