@@ -1,4 +1,4 @@
-"""Busy thresholds of the frontends, from the caps and replicas in force.
+"""Busy thresholds of the frontends, from replicas that serve and caps that their chips follow.
 
 What capping takes away, the frontend sheds first: a worker may hold no more than it can serve
 within the targets. The thresholds are those of Dynamo's `/busy_threshold`: a worker is busy when it
@@ -43,7 +43,7 @@ _CACHE_ENTRIES = 8192
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """Replicas of a pool that serve, and the setting that they obey now."""
+    """Replicas of a pool that serve, and the setting that their chips follow now."""
 
     ready: int
     setting: Setting

@@ -12,6 +12,7 @@ from wattline.core.demand import Demand, observe
 from wattline.core.derive import Layout, problem, replica_speeds
 from wattline.core.errors import InputError
 from wattline.core.fleet import Role
+from wattline.core.followed import followed, with_newest
 from wattline.core.problem import DeploymentProblem
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Snapshot
@@ -98,6 +99,7 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
     excess = (*state.excess_w, excess_w(gpus))[-_STUCK_TICKS:]
     stuck_w = min(excess) if len(excess) == _STUCK_TICKS else 0.0
     reserved_w = sum(view.reserved_w for view in snapshot.pools)
+    pools = _with_in_force(snapshot, layout, state.pools)
     expected, due = with_those_due(snapshot, settings.fleet, gpus)
     unavailable_w = round(held_elsewhere_w(gpus, layout.parked_w) + stuck_w + reserved_w, 3)
     return Seen(
@@ -107,11 +109,12 @@ def see(snapshot: Snapshot, layout: Layout) -> Seen:
             state,
             time_s=snapshot.time_s,
             demand=tuple(remembered for remembered, _ in observed),
+            pools=pools,
             excess_w=excess,
             calibration=calibration,
         ),
         demand=demand,
-        admission=_admissions(snapshot, layout, demand),
+        admission=_admissions(snapshot, layout, demand, pools),
         speeds=replica_speeds(expected, len(snapshot.pools)),
         present=tuple(
             PoolPlan(view.ready + more, pool.setting)
@@ -165,10 +168,26 @@ def _first_state(snapshot: Snapshot, layout: Layout) -> State:
     )
 
 
+def _with_in_force(
+    snapshot: Snapshot, layout: Layout, pools: tuple[PoolState, ...]
+) -> tuple[PoolState, ...]:
+    """Remember the settings in force for as long as chips may follow them."""
+    return tuple(
+        replace(
+            pool,
+            in_force=with_newest(pool.in_force, snapshot.time_s, view.setting, product.settle_s),
+        )
+        for pool, view, product in zip(pools, snapshot.pools, layout.products, strict=True)
+    )
+
+
 def _admissions(
-    snapshot: Snapshot, layout: Layout, demand: tuple[Demand, ...]
+    snapshot: Snapshot,
+    layout: Layout,
+    demand: tuple[Demand, ...],
+    pools: tuple[PoolState, ...],
 ) -> tuple[Admission, ...]:
-    """Thresholds from the caps and replicas in force now."""
+    """Thresholds from the replicas that serve and the caps that their chips follow."""
     fleet, engines = layout.settings.fleet, layout.settings.engines
     thresholds = []
     for deployment, members, wanted in zip(fleet.deployments, layout.pools_of, demand, strict=True):
@@ -177,7 +196,7 @@ def _admissions(
                 fleet.pools[index].role,
                 engines[index],
                 fleet.pools[index].gpus_per_replica,
-                InForce(snapshot.pools[index].ready, snapshot.pools[index].setting),
+                InForce(snapshot.pools[index].ready, followed(pools[index].in_force)),
             )
             for index in members
         ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from wattline.core.calibration.state import DeploymentCalibration
 from wattline.core.fleet import Setting
+from wattline.core.followed import Recent
 
 SCHEMA = "wattline.state/2"
 
@@ -50,7 +51,8 @@ class PoolState:
     """One pool's plan and what holds it back.
 
     replicas: the stabilised target. wanted: the newest raw targets, one per replan, for the
-    stabilisation window. The times say when the setting and the replicas last changed.
+    stabilisation window. The times say when the setting and the replicas last changed. in_force:
+    settings that its chips may still follow.
     """
 
     setting: Setting
@@ -58,6 +60,7 @@ class PoolState:
     wanted: tuple[int, ...] = ()
     setting_changed_s: float | None = None
     replicas_changed_s: float | None = None
+    in_force: Recent = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

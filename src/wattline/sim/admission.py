@@ -1,4 +1,4 @@
-"""Admission thresholds that follow caps and replicas in force, the same way for every policy."""
+"""Admission thresholds that follow the caps that chips follow, the same way for every policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from wattline.core.admit import InForce, admission
 from wattline.core.decision import PoolPlan
 from wattline.core.fleet import Fleet, Setting
+from wattline.core.followed import Recent, followed, with_newest
 from wattline.core.settings import Settings
 from wattline.core.snapshot import Phase
 from wattline.sim.mixes import RunningMix
@@ -25,6 +26,8 @@ class AdmissionControl:
         self._settings = settings
         self._fleet = settings.fleet
         self._first_gpu = first_gpus(settings.fleet)
+        self._settle_s = [self._fleet.product_of(pool).settle_s for pool in self._fleet.pools]
+        self._recent: list[Recent] = [() for _ in self._fleet.pools]
         self._mixes = [
             RunningMix(settings.expected_mix(index))
             for index in range(len(settings.fleet.deployments))
@@ -38,9 +41,15 @@ class AdmissionControl:
 
     def update(self, columns: GpuColumns, plan: Sequence[PoolPlan]) -> None:
         """Derive the thresholds anew if anything they depend on has changed."""
+        self._recent = [
+            with_newest(recent, self._plant.now_s, setting, settle_s)
+            for recent, setting, settle_s in zip(
+                self._recent, self._settings_in_force(columns, plan), self._settle_s, strict=True
+            )
+        ]
         in_force = tuple(
-            InForce(self._plant.pool_view(index).ready, setting)
-            for index, setting in enumerate(self._settings_in_force(columns, plan))
+            InForce(self._plant.pool_view(index).ready, followed(recent))
+            for index, recent in enumerate(self._recent)
         )
         mixes = tuple(mix.current for mix in self._mixes)
         rates_rps = tuple(mix.rate_rps for mix in self._mixes)

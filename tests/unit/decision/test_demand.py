@@ -109,7 +109,7 @@ def test_chance_is_never_taken_for_other_traffic(arrivals: int, sigma: float) ->
     drawn = np.random.default_rng(arrivals).lognormal(0.0, sigma, (400, arrivals))
     sums = 1000.0 * drawn.sum(axis=1) / np.exp(0.5 * sigma**2)
     views = [
-        replace(window(float(arrivals)), input_tokens_sum=float(total), cached_tokens_sum=0.0)
+        replace(window(float(arrivals)), input_tokens_sum=round(total), cached_tokens_sum=0)
         for total in sums
     ]
     state = DemandState()
