@@ -91,11 +91,15 @@ def find(
 
 
 def rival_pods(pods: Iterable[Pod]) -> list[str]:
-    """One line for each pod of this node that has the name of a Dynamo Power Agent."""
+    """One line for each pod of this node that is named like a Dynamo Power Agent and may be one.
+
+    Its DaemonSet has `hostPID`, without which it finds no GPU's pod. A pod without is a tenant's
+    with such a name, and must not keep us from starting.
+    """
     return [
         f"its pod {pod.namespace}/{pod.name} is on this node"
         for pod in pods
-        if not pod.finished and _POD.fullmatch(pod.name)
+        if not pod.finished and pod.host_pid is not False and _POD.fullmatch(pod.name)
     ]
 
 

@@ -22,6 +22,7 @@ class Pod:
     say. `static_uid`: for a static pod the UID that the kubelet and cgroups know it by; `uid` is
     that of the API server's mirror of it. `acknowledged`: the kubelet knows of this UID, so what it
     lists under this name is this pod and not an earlier one; None: the source does not say.
+    `host_pid`: it sees the node's processes, which ordinary tenants may not; None: not said.
     """
 
     namespace: str
@@ -32,6 +33,7 @@ class Pod:
     asks_gpu: bool | None = None
     static_uid: str | None = None
     acknowledged: bool | None = None
+    host_pid: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,13 +296,15 @@ class NodePods:
         self._root = f"/api/v1/namespaces/{namespace}/pods"
         self.namespace = namespace
 
-    def create(self, name: str, annotations: Json | None = None, gpus: int = 0) -> Json:
+    def create(
+        self, name: str, annotations: Json | None = None, gpus: int = 0, *, host_pid: bool = False
+    ) -> Json:
         container: Json = {"name": "main", "image": "none"}
         if gpus:
             container["resources"] = {"limits": {"nvidia.com/gpu": gpus}}
         pod = {
             "metadata": {"name": name, "annotations": annotations or {}},
-            "spec": {"nodeName": self.node, "containers": [container]},
+            "spec": {"nodeName": self.node, "containers": [container], "hostPID": host_pid},
         }
         return self._call("POST", self._root, pod)
 

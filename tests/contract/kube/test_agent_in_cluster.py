@@ -123,11 +123,13 @@ def test_an_annotated_pod_gets_its_limit_and_the_gpu_its_own_back(
 def test_dynamos_pod_on_the_node_is_refused(
     agent: Callable[[], subprocess.Popen[bytes]], node: NodePods, tmp_path: Path
 ) -> None:
-    node.create("dynamo-power-agent-x7z2q")
+    node.create("tenants-power-agent-abcde")
+    node.create("dynamo-power-agent-x7z2q", host_pid=True)
     _owners(tmp_path, {})
     assert agent().wait(DEADLINE_S) == 1
     last = (tmp_path / "agent.log").read_text().splitlines()[-1]
     assert "default/dynamo-power-agent-x7z2q" in last
+    assert "tenants-power-agent" not in last
     assert "--take-over" in last
 
 

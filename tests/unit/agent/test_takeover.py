@@ -105,7 +105,13 @@ def test_an_empty_node_has_no_rival(node: Node) -> None:
 def test_its_pods_are_known_by_name(node: Node, name: str) -> None:
     rival = node.find(Pod("dynamo", name, "uid", None))
     assert rival.running == (f"its pod dynamo/{name} is on this node",)
+    assert node.find(Pod("dynamo", name, "uid", None, host_pid=True)) == rival
     assert not node.find(Pod("dynamo", name, "uid", None, finished=True))
+
+
+def test_a_tenants_pod_with_such_a_name_is_none(node: Node) -> None:
+    """It cannot see the node's processes, so it is not Dynamo's, and keeps nobody from starting."""
+    assert not node.find(Pod("tenant", "my-power-agent-abcde", "uid", None, host_pid=False))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ def test_a_pod_with_everything() -> None:
             **METADATA,
             "annotations": {LIMIT_ANNOTATION: "480", "kubernetes.io/config.mirror": "0" * 32},
         },
-        "spec": {"containers": [{"resources": {"limits": {"nvidia.com/mig-1g.10gb": "1"}}}]},
+        "spec": {
+            "hostPID": True,
+            "containers": [{"resources": {"limits": {"nvidia.com/mig-1g.10gb": "1"}}}],
+        },
         "status": {"phase": "Failed", "startTime": "2026-01-01T00:00:00Z"},
     }
     assert pod_of(item) == Pod(
@@ -78,6 +81,7 @@ def test_a_pod_with_everything() -> None:
         asks_gpu=True,
         static_uid="0" * 32,
         acknowledged=True,
+        host_pid=True,
     )
 
 
@@ -91,7 +95,7 @@ def test_pods_that_have_opted_in(case: Any) -> None:
 
 
 def test_a_pod_with_next_to_nothing() -> None:
-    expected = Pod("default", "web", "u1", None, asks_gpu=False, acknowledged=False)
+    expected = Pod("default", "web", "u1", None, asks_gpu=False, acknowledged=False, host_pid=False)
     assert pod_of({"metadata": METADATA}) == expected
     assert pod_of({"metadata": {**METADATA, "annotations": None}, "spec": None}) == expected
 

@@ -19,15 +19,17 @@ def pod_of(item: object) -> Pod:
     status = _mapping(fields.get("status"), "status")
     limit = annotations.get(LIMIT_ANNOTATION)
     mirror = annotations.get(_MIRROR)
+    spec = _mapping(fields.get("spec"), "spec")
     return Pod(
         namespace=_name(metadata, "namespace"),
         name=_name(metadata, "name"),
         uid=_name(metadata, "uid"),
         limit=None if limit is None else str(limit),
         finished=str(status.get("phase")) in _FINISHED,
-        asks_gpu=_asks_gpu(_mapping(fields.get("spec"), "spec")),
+        asks_gpu=_asks_gpu(spec),
         static_uid=None if mirror is None else str(mirror),
         acknowledged=status.get("startTime") is not None,
+        host_pid=bool(spec.get("hostPID")),
     )
 
 
