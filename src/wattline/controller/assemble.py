@@ -130,23 +130,15 @@ def assemble(
     sources = settings.sources
     gatherer = Gatherer(sources.call_s)
     reports = [open_node(node, sources.call_s) for node in settings.nodes]
-    lowest_w = sum(site.product(gpu).min_limit_w for gpu in range(len(site.uuid)))
-    budget = BudgetDesk(settings.budget, state_dir / "budget.json", lowest_w)
     heard = first_reports(reports, gatherer)
-    seen = [report.budget_version for report in heard if report.budget_version is not None]
-    budget.above(max(seen, default=0))
+    budget = _budget(settings, site, heard)
     audit = Audit(state_dir / "audit.jsonl")
     starts = settings.actuation.replicas == "supervisor"
     orders = OrderBook(state_dir / "orders.json", site, audit, starts=starts)
     first_tick, state = resumed(settings.recording_folder, site, clock())
     history = _history(settings, site, warm=state is None)
-    try:
-        # Before anything else is opened: it is what another controller keeps us out of.
-        caps = _caps(settings, site, advisory, budget, clock, heard, history)
-    except BaseException:
-        if history is not None:
-            history.close()
-        raise
+    # Before anything else is opened: it is what another controller keeps us out of.
+    caps = _caps_or_nothing(settings, site, advisory, budget, clock, heard, history)
     demand = [_demand(settings, index) for index in range(len(settings.deployments))]
     parts = Parts(
         site=site,
@@ -184,6 +176,15 @@ def assemble(
     return Assembly(path, settings, controller, desk, clock)
 
 
+def _budget(settings: ControllerSettings, site: Site, heard: Sequence[NodeReport]) -> BudgetDesk:
+    """The budget as it stood, with a version above every one that a node has seen."""
+    lowest_w = sum(site.product(gpu).min_limit_w for gpu in range(len(site.uuid)))
+    budget = BudgetDesk(settings.budget, Path(settings.state_dir) / "budget.json", lowest_w)
+    seen = [report.budget_version for report in heard if report.budget_version is not None]
+    budget.above(max(seen, default=0))
+    return budget
+
+
 def make_state_dir(path: Path) -> None:
     """Make the folder, for its owner only; WattlineError when that fails."""
     try:
@@ -198,6 +199,24 @@ def first_reports(sources: Sequence[NodeSource], gatherer: Gatherer) -> list[Nod
     """What the nodes say before anything is granted; a node that is silent is heard later."""
     calls = {str(index): source.read for index, source in enumerate(sources)}
     return [each for each in gatherer.gather(calls).values() if isinstance(each, NodeReport)]
+
+
+def _caps_or_nothing(
+    settings: ControllerSettings,
+    site: Site,
+    advisory: bool,
+    budget: BudgetDesk,
+    clock: Callable[[], float],
+    heard: list[NodeReport],
+    history: HistoryDesk | None,
+) -> Caps:
+    """Open the outlet of the caps; where that fails, nothing stays open."""
+    try:
+        return _caps(settings, site, advisory, budget, clock, heard, history)
+    except BaseException:
+        if history is not None:
+            history.close()
+        raise
 
 
 def _caps(
