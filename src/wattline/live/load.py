@@ -139,7 +139,8 @@ class Load:
             task.add_done_callback(lambda done: open_tasks.pop(done, None))
         if open_tasks:
             await asyncio.wait(open_tasks, timeout=max(0.0, self._spec.end_s - self.now()))
-        late = list(open_tasks.items())
+        # One that has just ended has its row, though nobody has taken it off the list yet.
+        late = [(task, row) for task, row in open_tasks.items() if not task.done()]
         for task, row in late:
             task.cancel()
             row.status = UNFINISHED

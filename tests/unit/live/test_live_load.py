@@ -154,6 +154,18 @@ def test_what_has_not_ended_in_time_is_unfinished_and_nothing_waits_for_it(model
     assert all(row.itl_s is None for row in rows)
 
 
+def test_an_answer_that_comes_with_the_end_is_counted_once(model_dir: Path) -> None:
+    """The loop is held up until the time is over: answer and end are due together."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        whole = chunk(event("a")) + chunk(USAGE) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        writer.write(HEAD + whole)
+        time.sleep(0.5)  # what a starved machine does to it
+
+    rows, _ = served(answer, model_dir, end_s=0.4)
+    assert len(rows) == 1
+
+
 def test_prompts_have_their_length_and_the_same_seed_gives_the_same(model_dir: Path) -> None:
     one, same, other = (Prompts(model_dir, seed) for seed in (1, 1, 2))
     text = one.of(50)
