@@ -171,8 +171,9 @@ class Outcome:
     recover_s: from the end of its cause until what the scenario names holds again; None: it never
     did. cut_ws: watt-seconds above the budget that a cut left until it was enforced. lost: requests
     without an answer; refused_over: of them such that found nobody listening, which a balancer in
-    front would have sent elsewhere. shed: rejected by the frontend because workers were busy.
-    pause_s: longest time between two ticks of the controller.
+    front would have sent elsewhere; lost_at: the frontend that each lost one was sent to. shed:
+    rejected by the frontend because workers were busy. pause_s: longest time between two ticks of
+    the controller.
     """
 
     fault: str
@@ -184,6 +185,7 @@ class Outcome:
     sent: int = 0
     lost: int = 0
     refused_over: int = 0
+    lost_at: list[int] = field(default_factory=list)
     shed: int = 0
     recover_s: float | None = None
     pause_s: float = 0.0
@@ -228,6 +230,7 @@ class Load:
             outcome.shed += row.status == SHED
             if row.status not in (OK, SHED):
                 outcome.lost += 1
+                outcome.lost_at.append(row.frontend)
                 refused = row.status == BROKEN and "ConnectionRefused" in (row.why or "")
                 outcome.refused_over += refused
 

@@ -43,13 +43,14 @@ def test_a_live_deployment_keeps_its_budget_through_faults_and_recovers(run: Har
     names = ("frontend-refuses", "controller-killed", "cut")
     outcomes = [CASES[name](run) for name in names]
     run.finish()
-    for outcome in outcomes:
+    for name, outcome in zip(names, outcomes, strict=True):
         assert outcome.failures == []
         assert outcome.ours_ws == 0.0
         assert outcome.recover_s is not None
-        # Those that found nobody listening, while a frontend was restarted.
-        assert outcome.lost == outcome.refused_over
         assert outcome.sent > 0
+        # Nobody listens while the second frontend is restarted, and what it holds then breaks off.
+        restarted = {1} if name == "frontend-refuses" else set()
+        assert set(outcome.lost_at) <= restarted
     # The same cut, and somebody raises limits in it and tells nobody.
     run.sabotage = "secret"
     caught = CASES["cut"](run)
