@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -137,8 +138,9 @@ def assemble(
     orders = OrderBook(state_dir / "orders.json", site, audit, starts=starts)
     first_tick, state = resumed(settings.recording_folder, site, clock())
     history = _history(settings, site, warm=state is None)
-    # Before anything else is opened: it is what another controller keeps us out of.
-    caps = _caps_or_nothing(settings, site, advisory, budget, clock, heard, history)
+    with _closed_on_failure(history):
+        # Before anything else is opened: it is what another controller keeps us out of.
+        caps = _caps(settings, site, advisory, budget, clock, heard, history)
     demand = [_demand(settings, index) for index in range(len(settings.deployments))]
     parts = Parts(
         site=site,
@@ -201,18 +203,10 @@ def first_reports(sources: Sequence[NodeSource], gatherer: Gatherer) -> list[Nod
     return [each for each in gatherer.gather(calls).values() if isinstance(each, NodeReport)]
 
 
-def _caps_or_nothing(
-    settings: ControllerSettings,
-    site: Site,
-    advisory: bool,
-    budget: BudgetDesk,
-    clock: Callable[[], float],
-    heard: list[NodeReport],
-    history: HistoryDesk | None,
-) -> Caps:
-    """Open the outlet of the caps; where that fails, nothing stays open."""
+@contextmanager
+def _closed_on_failure(history: HistoryDesk | None) -> Iterator[None]:
     try:
-        return _caps(settings, site, advisory, budget, clock, heard, history)
+        yield
     except BaseException:
         if history is not None:
             history.close()

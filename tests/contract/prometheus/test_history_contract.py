@@ -219,3 +219,4 @@ def test_a_dead_server_is_a_reason(rig: Rig) -> None:
     rig.process.kill()
     rig.process.wait()
     rig.until(lambda: rig.address in (rig.desk.view(time.time()).why or ""), "the reason")
+    assert rig.desk.view(time.time()).why is not None, "and it stays dead"
