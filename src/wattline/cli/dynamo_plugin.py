@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from types import FrameType
 
 import click
+
+from wattline.cli.signals import on_signals
 
 _EPILOG = (
     "Example: wattline dynamo-plugin --state /run/wattline/dynamo/plan.json "
@@ -82,11 +83,7 @@ def dynamo_plugin(
     configure(log_format, log_level)
     stop = threading.Event()
 
-    def end(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    on_signals((signal.SIGTERM, signal.SIGINT), stop.set)
     process = PluginProcess(
         PluginSettings(
             state=state,

@@ -6,10 +6,11 @@ import logging
 import signal
 import threading
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
+
+from wattline.cli.signals import on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,10 +110,7 @@ def _serve(assembly: Assembly) -> None:
     log.info("listening", extra={"address": server.address})
     hangup = threading.Event()
 
-    def end(number: int, frame: FrameType | None) -> None:
-        controller.stop()
-
-    def again(number: int, frame: FrameType | None) -> None:
+    def again() -> None:
         hangup.set()
         controller.wake()
 
@@ -121,9 +119,8 @@ def _serve(assembly: Assembly) -> None:
             hangup.clear()
             assembly.reload()
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGHUP, again)
+    on_signals((signal.SIGTERM, signal.SIGINT), controller.stop)
+    on_signals((signal.SIGHUP,), again)
     try:
         controller.run(settings.tick_s, between)
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from wattline.cli.signals import on_signals
 from wattline.core.errors import InputError
 from wattline.virtual.gpus import Group, NvmlCode, VirtualGpus
 from wattline.virtual.kubelet import fault_of
@@ -378,8 +379,7 @@ def kubelet(folder: Path, text: str | None) -> None:
             node.pods.set_fault(fault_of(text))
             return
         over = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: over.set())
+        on_signals((signal.SIGTERM, signal.SIGINT), over.set)
         node.start_kubelet()
         click.echo(f"PodResources v1 on {node.kubelet_socket}")
         over.wait()
